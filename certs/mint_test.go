@@ -250,11 +250,11 @@ func TestT044T033T027NotCopied(t *testing.T) {
 	extra := []asn1.ObjectIdentifier{
 		{1, 3, 6, 1, 4, 1, 11129, 2, 4, 2}, // SCT list
 		{1, 3, 6, 1, 5, 5, 7, 1, 24},       // must-staple
-		{2, 5, 29, 30},                     // name constraints
 		{1, 2, 3, 4, 5},                    // unknown
 	}
 	like := serverLike(t, a, func(c *x509.Certificate) {
 		c.CRLDistributionPoints = []string{"http://crl.example/x"}
+		c.PermittedDNSDomains, c.PermittedDNSDomainsCritical = []string{"example"}, true
 		c.OCSPServer, c.IssuingCertificateURL = []string{"http://ocsp.example"}, []string{"http://ca.example"}
 		c.PolicyIdentifiers = []asn1.ObjectIdentifier{{2, 23, 140, 1, 1}} // EV
 		oid, err := x509.OIDFromInts([]uint64{2, 23, 140, 1, 1})
@@ -263,7 +263,7 @@ func TestT044T033T027NotCopied(t *testing.T) {
 		}
 		c.Policies = []x509.OID{oid}
 		for i, id := range extra {
-			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: id, Critical: i == 3, Value: []byte{0x30, 0}})
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: id, Critical: i == 2, Value: []byte{0x30, 0}})
 		}
 	})
 	leaf := mintLeaf(t, a, like, true, false)
