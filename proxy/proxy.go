@@ -20,6 +20,8 @@ type Conn struct {
 	Proc     string         // local program behind an output connection, when known
 	Implicit bool           // the port is one where TLS starts at once (465, 993, 995)
 	Release  func()         // reserved for Server: gives back what the connection holds
+
+	legs legs // server's legs, closed with the connection
 }
 
 // Handler holds the conversation of one connection.
@@ -32,5 +34,6 @@ type Handler interface {
 
 // Dialer opens the server's leg of c: from the client's address when so configured, marked so that it is never
 // diverted again. An error wraps the cause (syscall.ECONNREFUSED …), which the handler passes on to the client as
-// faithfully as TCP allows.
+// faithfully as TCP allows. The gateway wraps its Dialer by [Server.Dialer], so that the Server bounds the dials and
+// knows of the leg.
 type Dialer func(ctx context.Context, c *Conn) (net.Conn, error)

@@ -37,7 +37,9 @@ type ReplyError struct {
 }
 
 // Error implements error.
-func (e *ReplyError) Error() string { return "malformed reply: " + e.Reason + ": " + strconv.Quote(e.Line) }
+func (e *ReplyError) Error() string {
+	return "malformed reply: " + e.Reason + ": " + strconv.Quote(e.Line)
+}
 
 // ReadReply reads one reply of at most MaxReply lines. With onLine not nil, each line but the last is handed to it as
 // soon as it has arrived, as it is to be forwarded, its CRLF included; an error of onLine ends ReadReply. A reply that
