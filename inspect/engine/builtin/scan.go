@@ -118,6 +118,7 @@ type buffers struct {
 	block  [blockSize + maxWindow]byte
 	folded [blockSize + maxWindow]byte
 	page   [pageSize]byte
+	head   [1024]byte
 }
 
 // scan is one object being looked at.
@@ -170,7 +171,7 @@ func (s *scan) run(ctx context.Context) ([]inspect.Finding, error) {
 			}
 		}
 		if off == 0 {
-			s.head = slices.Clone(block[:min(len(block), 1024)])
+			s.head = append(s.buf.head[:0], block[:min(len(block), 1024)]...)
 		}
 		for _, h := range sums {
 			h.Write(block[carry:])
