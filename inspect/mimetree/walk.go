@@ -1,0 +1,399 @@
+package mimetree
+
+import (
+	"bytes"
+	"io"
+	"strconv"
+)
+
+// maxBoundary is the longest delimiter that is looked for. RFC 2046 §5.1.1 allows 70.
+const maxBoundary = 998
+
+// maxReadings is how many ways an entity may be read besides the first.
+const maxReadings = 8
+
+type parser struct {
+	w           window
+	lim         Limits
+	parts       int
+	headerBytes int
+	full        bool // MaxParts was reached
+	value       []byte
+	waiting     []reading
+}
+
+// reading is a way to read the octets of a part that differs from the one that stands in the tree.
+type reading struct {
+	part     *Part
+	typ      string // with boundary: what to take it for
+	boundary string
+	raw      bool  // as if it were not encoded
+	header   bool  // instead: begin again, with the header ending at end, or beginning at start
+	start    int64 // when header
+	end      int64 // when header and not 0
+}
+
+func newParser(body io.ReaderAt, size int64, lim Limits) *parser {
+	return &parser{w: window{body: body, size: max(size, 0)}, lim: lim.withDefaults()}
+}
+
+// frame is an entity that is open: its end is not known yet.
+type frame struct {
+	part     *Part
+	boundary string // "" for a message
+	shadowed int    // the frame with the same boundary that this one hides, -1 for none
+	text     int64  // where the preamble or epilogue begins, -1 while a child is open
+	started  bool   // a delimiter was seen
+	closed   bool   // the closing delimiter was seen
+	children int
+}
+
+// walker holds the way from the top to where the parser is.
+type walker struct {
+	*parser
+	stack []frame
+	byKey map[string]int // boundary to the innermost frame that has it
+	limit int64
+	base  int   // entities around the top
+	leaf  *Part // the open leaf, nil in text between parts
+}
+
+// walk reads top, whose octets end at limit. With known, its header has been read already.
+func (p *parser) walk(top *Part, limit int64, known bool) {
+	w := &walker{parser: p, byKey: map[string]int{}, limit: limit, base: top.depth()}
+	n := 1
+	for cur := top; cur != nil; known = false {
+		if !known {
+			w.header(cur)
+			p.classify(cur, w.base+len(w.stack))
+			cur.number(n)
+		}
+		n = 1
+		switch cur.Kind {
+		case Message:
+			w.push(frame{part: cur, text: -1})
+			if cur = w.newPart(cur, cur.BodyStart); cur == nil {
+				w.closeTo(0, w.limit)
+			}
+			continue
+		case Multipart:
+			w.push(frame{part: cur, boundary: cur.Boundary, text: cur.BodyStart})
+			w.leaf = nil
+		default:
+			w.leaf = cur
+		}
+		cur, n = w.next(cur.BodyStart)
+	}
+}
+
+// push opens an entity.
+func (w *walker) push(f frame) {
+	f.shadowed = -1
+	if f.boundary != "" {
+		if i, ok := w.byKey[f.boundary]; ok {
+			f.shadowed = i
+			f.part.odd(OddSameBoundary)
+		}
+		w.byKey[f.boundary] = len(w.stack)
+	}
+	w.stack = append(w.stack, f)
+}
+
+// newPart makes a child, or the rest of everything when there are too many.
+func (w *walker) newPart(parent *Part, start int64) *Part {
+	if w.parts >= w.lim.MaxParts {
+		if !w.full {
+			w.full = true
+			parent.odd(OddTooManyParts)
+		}
+		parent.text(Rest, start, w.limit)
+		return nil
+	}
+	w.parts++
+	return parent.child(start)
+}
+
+// next goes from pos, the beginning of a line, to the next part and returns it with its number among its siblings.
+// It returns nil at the end, with everything closed.
+func (w *walker) next(pos int64) (*Part, int) {
+	for {
+		d, ok := w.delimiter(pos)
+		if !ok {
+			w.closeTo(0, w.limit)
+			return nil, 0
+		}
+		w.closeTo(d.frame+1, d.before)
+		f := &w.stack[d.frame]
+		if f.text >= 0 {
+			kind := Preamble
+			if f.started {
+				kind = Epilogue
+			}
+			f.part.text(kind, f.text, d.before)
+			f.text = -1
+		}
+		f.started = true
+		if d.closing {
+			f.closed, f.text, w.leaf = true, d.after, nil
+			pos = d.after
+			continue
+		}
+		if f.closed {
+			f.part.odd(OddPartsAfterEnd)
+		}
+		f.children++
+		child := w.newPart(f.part, d.after)
+		if child == nil {
+			w.leaf = nil
+			f.closed = true // there is no telling
+			w.closeTo(0, w.limit)
+		}
+		return child, f.children
+	}
+}
+
+// closeTo ends the open leaf and every frame from index on at offset end.
+func (w *walker) closeTo(index int, end int64) {
+	if w.leaf != nil {
+		w.leaf.End = max(end, w.leaf.BodyStart)
+		w.leaf = nil
+	}
+	for i := len(w.stack) - 1; i >= index; i-- {
+		f := &w.stack[i]
+		f.part.End = max(end, f.part.BodyStart)
+		if f.boundary == "" {
+			continue
+		}
+		if f.text >= 0 {
+			kind := Preamble
+			if f.started {
+				kind = Epilogue
+			}
+			f.part.text(kind, f.text, max(end, f.text))
+		}
+		switch {
+		case !f.started:
+			f.part.odd(OddBoundaryNotFound)
+			w.suggest(f.part, f.boundary)
+		case !f.closed:
+			f.part.odd(OddNoEnd)
+		}
+		if f.shadowed >= 0 {
+			w.byKey[f.boundary] = f.shadowed
+		} else {
+			delete(w.byKey, f.boundary)
+		}
+	}
+	w.stack = w.stack[:min(index, len(w.stack))]
+}
+
+// suggest asks for another reading of a multipart whose boundary is nowhere, with the delimiter that its text uses.
+func (w *walker) suggest(part *Part, not string) {
+	if b := w.guess(part.BodyStart, part.End); b != "" && b != not {
+		w.wait(reading{part: part, typ: part.Type, boundary: b})
+	}
+}
+
+// guess returns the first line at pos or later, in the first 64 KiB, that looks like a delimiter.
+func (p *parser) guess(pos, limit int64) string {
+	b := p.w.at(pos, limit)
+	for at, start := 0, true; at < len(b); start = false {
+		i := dashes(b[at:], start)
+		if i < 0 {
+			return ""
+		}
+		line := b[at+i+2:]
+		if n := bytes.IndexByte(line, '\n'); n >= 0 {
+			line = line[:n]
+		}
+		line = bytes.TrimRight(line, " \t\r")
+		if len(line) > 0 && len(line) <= maxBoundary && len(bytes.Trim(line, "-")) > 0 && line[0] != ' ' {
+			return string(line)
+		}
+		at += i + 1
+	}
+	return ""
+}
+
+// delimiter is a line that begins or ends a part.
+type delimiter struct {
+	frame   int
+	closing bool
+	before  int64 // end of what is before the line, without the line end that belongs to the delimiter
+	after   int64 // beginning of the next line
+}
+
+// delimiter finds the next delimiter line of an open multipart at pos, which begins a line, or later.
+func (w *walker) delimiter(pos int64) (delimiter, bool) {
+	if len(w.byKey) == 0 {
+		return delimiter{}, false
+	}
+	for start := true; pos < w.limit; {
+		b := w.w.at(pos, w.limit)
+		if len(b) == 0 {
+			break
+		}
+		i := dashes(b, start)
+		if i < 0 {
+			if pos+int64(len(b)) >= min(w.limit, w.w.size) {
+				break
+			}
+			pos += int64(len(b)) - 3 // CR, LF and a dash may be the last we see
+			start = false
+			continue
+		}
+		cr := i > 0 && b[i-1] == '\r'
+		before := int64(i)
+		if i > 0 { // RFC 2046 §5.1.1: the line end before the delimiter belongs to it
+			before--
+			if before > 0 && b[before] == '\n' && b[before-1] == '\r' {
+				before--
+			}
+		}
+		before += pos
+		pos += int64(i)
+		d, ok := w.match(pos)
+		switch {
+		case ok && cr:
+			w.stack[d.frame].part.odd(OddDelimiterCR)
+		case ok:
+			d.before = before
+			if i == 0 {
+				d.before = pos
+				if n := w.eolBefore(pos); n > 0 {
+					d.before = pos - n
+				}
+			}
+			return d, true
+		}
+		pos += 2
+		start = false
+	}
+	return delimiter{}, false
+}
+
+// eolBefore returns the length of the line end just before pos. It is needed where a window or a part begins there.
+func (w *walker) eolBefore(pos int64) int64 {
+	var two [2]byte
+	if pos < 2 {
+		return 0
+	}
+	if n, _ := w.w.body.ReadAt(two[:], pos-2); n < 2 || two[1] != '\n' {
+		return 0
+	}
+	if two[0] == '\r' {
+		return 2
+	}
+	return 1
+}
+
+// match compares the line at pos, which begins with two dashes, with the open boundaries: the longest one that fits,
+// of equal ones the innermost.
+func (w *walker) match(pos int64) (d delimiter, ok bool) {
+	b := w.w.at(pos, w.limit)
+	n := bytes.IndexByte(b, '\n')
+	d.after = pos + int64(n) + 1
+	if n < 0 {
+		n, d.after = len(b), pos+int64(len(b))
+		if d.after < min(w.limit, w.w.size) { // padding without end
+			b = bytes.Clone(b)
+			_, d.after, _ = w.w.line(pos, w.limit)
+		}
+	}
+	line := bytes.TrimRight(b[2:n], " \t\r") // RFC 2046 §5.1.1: transport padding
+	if len(line) <= maxBoundary+2 {
+		if d.frame, ok = w.byKey[string(line)]; ok {
+			return d, true
+		}
+		if bytes.HasSuffix(line, []byte("--")) {
+			if d.frame, ok = w.byKey[string(line[:len(line)-2])]; ok {
+				d.closing = true
+				return d, true
+			}
+		}
+	}
+	for i := len(w.stack) - 1; i >= 0; i-- {
+		if f := &w.stack[i]; f.boundary != "" {
+			if len(line) > len(f.boundary) && string(line[:len(f.boundary)]) == f.boundary {
+				f.part.odd(OddDelimiterJunk)
+			}
+			break
+		}
+	}
+	return delimiter{}, false
+}
+
+// wait remembers another reading of a part until the part's end is known.
+func (p *parser) wait(r reading) {
+	n := 0
+	for i := range p.waiting {
+		if p.waiting[i].part == r.part {
+			n++
+		}
+		if p.waiting[i] == r {
+			return
+		}
+		if n >= maxReadings {
+			r.part.odd(OddTooManyReadings)
+			return
+		}
+	}
+	if len(p.waiting) >= 64 {
+		r.part.odd(OddTooManyReadings)
+		return
+	}
+	p.waiting = append(p.waiting, r)
+}
+
+// readings makes the trees of the other readings, and of theirs, as far as the budget goes.
+func (p *parser) readings(root *Part) {
+	budget := p.w.walked + 8*p.w.size + 1<<20
+	for made := 0; len(p.waiting) > 0; made++ {
+		r := p.waiting[0]
+		p.waiting = p.waiting[1:]
+		if made >= 64 || p.w.walked+(r.part.End-r.part.Start) > budget || p.parts >= p.lim.MaxParts {
+			root.odd(OddTooManyReadings)
+			return
+		}
+		p.parts++
+		p.other(r)
+	}
+}
+
+// other reads a part in another way.
+func (p *parser) other(r reading) {
+	old := r.part
+	x := &Part{Parent: old.Parent, Start: old.Start, End: old.End}
+	if r.header {
+		x.Start = r.start
+		w := &walker{parser: p, limit: old.End}
+		if r.end > 0 {
+			w.limit = r.end
+		}
+		w.header(x)
+		if r.end > 0 {
+			x.HeaderEnd, x.BodyStart = r.end, r.end
+		}
+		p.classify(x, old.depth())
+	} else {
+		x.Header, x.HeaderEnd, x.BodyStart = old.Header, old.HeaderEnd, old.BodyStart
+		x.Disposition, x.Name, x.Names = old.Disposition, old.Name, old.Names
+		x.Encoding, x.Encodings = old.Encoding, old.Encodings
+		x.Type, x.Boundary, x.Params = r.typ, r.boundary, old.Params
+		if r.raw {
+			x.Encoding, x.Encodings = "binary", []string{"binary"}
+		}
+		p.kind(x, old.depth())
+	}
+	old.Others = append(old.Others, x)
+	x.Path = old.Path + "~" + strconv.Itoa(len(old.Others))
+	p.walk(x, old.End, true)
+}
+
+// depth returns the number of entities around p.
+func (p *Part) depth() (n int) {
+	for p = p.Parent; p != nil; p = p.Parent {
+		n++
+	}
+	return n
+}

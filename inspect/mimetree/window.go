@@ -1,0 +1,115 @@
+package mimetree
+
+import (
+	"bytes"
+	"io"
+)
+
+// Sizes of the buffer. Whoever asks for octets gets at least ahead of them unless the message ends before.
+const (
+	windowSize = 64 << 10
+	ahead      = 4 << 10
+)
+
+// window shows a moving piece of the message.
+type window struct {
+	body   io.ReaderAt
+	size   int64
+	buf    []byte // what is shown
+	off    int64  // where in the message buf begins
+	mem    []byte
+	long   []byte // the beginning of a line longer than the window
+	walked int64  // octets read
+}
+
+// at returns what is known from pos on, up to limit. It is empty only at limit or where body cannot be read.
+func (w *window) at(pos, limit int64) []byte {
+	limit = min(limit, w.size)
+	if pos >= limit {
+		return nil
+	}
+	end := w.off + int64(len(w.buf))
+	if pos < w.off || pos >= end || end-pos < ahead && end < limit {
+		w.load(pos)
+	}
+	if pos >= w.off+int64(len(w.buf)) {
+		return nil
+	}
+	b := w.buf[pos-w.off:]
+	return b[:min(int64(len(b)), limit-pos)]
+}
+
+// load makes the window begin at pos.
+func (w *window) load(pos int64) {
+	if w.mem == nil {
+		w.mem = make([]byte, min(w.size, windowSize))
+	}
+	want := min(int64(len(w.mem)), w.size-pos)
+	n, _ := w.body.ReadAt(w.mem[:want], pos)
+	if int64(n) < want {
+		w.size = pos + int64(n) // unreadable: the message ends here
+	}
+	w.off, w.buf = pos, w.mem[:n]
+	w.walked += int64(n)
+}
+
+// line returns the line at pos without its LF or CRLF, where the next one begins, and whether the line was cut to the
+// size of the window. The octets are valid until the next call.
+func (w *window) line(pos, limit int64) (line []byte, next int64, cut bool) {
+	b := w.at(pos, limit)
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 && pos+int64(len(b)) < limit && pos > w.off {
+		w.load(pos)
+		b = w.at(pos, limit)
+		i = bytes.IndexByte(b, '\n')
+	}
+	if i >= 0 {
+		return trimCR(b[:i]), pos + int64(i) + 1, false
+	}
+	next = pos + int64(len(b))
+	if next >= min(limit, w.size) {
+		return trimCR(b), limit, false
+	}
+	w.long = append(w.long[:0], b...)
+	for next < limit {
+		b := w.at(next, limit)
+		if len(b) == 0 {
+			return w.long, limit, true
+		}
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
+			return w.long, next + int64(i) + 1, true
+		}
+		next += int64(len(b))
+	}
+	return w.long, limit, true
+}
+
+func trimCR(b []byte) []byte {
+	if n := len(b); n > 0 && b[n-1] == '\r' {
+		return b[:n-1]
+	}
+	return b
+}
+
+// dashes returns the place of the next "--" in b that follows a line end, -1 if there is none. start says that b
+// begins a line.
+func dashes(b []byte, start bool) int {
+	if start && len(b) > 1 && b[0] == '-' && b[1] == '-' {
+		return 0
+	}
+	for i := 1; i < len(b); i++ {
+		// A dash is rarer than a line end, and in base64 there is none: this runs at the speed of memchr.
+		n := bytes.IndexByte(b[i:], '-')
+		if n < 0 {
+			return -1
+		}
+		i += n
+		if (b[i-1] == '\n' || b[i-1] == '\r') && i+1 < len(b) && b[i+1] == '-' {
+			return i
+		}
+		for i+1 < len(b) && b[i+1] == '-' {
+			i++ // a ruler
+		}
+	}
+	return -1
+}
