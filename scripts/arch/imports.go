@@ -24,7 +24,7 @@ func floors() []struct {
 		{30, []string{"proxy/smtp"}},
 		{40, []string{"cmd/internal/config"}},
 		{42, []string{"cmd/internal/control"}},
-		{45, []string{"cmd/internal/gateway"}},
+		{45, []string{"cmd/internal/gateway", "scripts/lab/corpus"}},
 		{50, []string{"cmd/mailweir", "scripts/lab", "scripts/arch", "scripts/conformance"}},
 		{60, []string{"scripts/"}},
 	}
