@@ -143,10 +143,18 @@ func waitReadable(src *net.TCPConn) error {
 		return err
 	}
 	var b [1]byte
-	return raw.Read(func(fd uintptr) bool {
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		return err != syscall.EAGAIN
+	var peek error
+	err = raw.Read(func(fd uintptr) bool {
+		_, _, peek = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		return peek != syscall.EAGAIN
 	})
+	if err != nil {
+		return err
+	}
+	if peek != nil && peek != syscall.EINTR {
+		return os.NewSyscallError("recvfrom", peek) // the kernel reports a reset once only
+	}
+	return nil
 }
 
 // bulk moves up to 16 MiB within the kernel (splice). It holds a pipe while it runs, so it is left when the source
