@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -120,6 +121,36 @@ func arrived(stored []Stored, to string, m corpus.Message) error {
 		return verifyDKIM(got)
 	case strings.HasPrefix(m.Name, "smime-"):
 		return verifySMIME(got)
+	case strings.HasPrefix(m.Name, "pgpmime-"):
+		return verifyPGP(got)
+	}
+	return nil
+}
+
+// verifyPGP verifies a PGP/MIME signature with gpgv: the octets of the first part against the second.
+func verifyPGP(content []byte) error {
+	key, err := corpus.File("pgp.gpg")
+	if err != nil {
+		return err
+	}
+	parts := bytes.Split(content, []byte("\r\n--pgp"))
+	if len(parts) != 4 {
+		return fmt.Errorf("%d pieces", len(parts))
+	}
+	dir, err := os.MkdirTemp("", "pgp")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	_, signature, _ := bytes.Cut(parts[2], []byte("\r\n\r\n"))
+	for name, data := range map[string][]byte{"key": key, "text": parts[1][2:], "signature": signature} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	cmd := exec.Command("gpgv", "--keyring", filepath.Join(dir, "key"), filepath.Join(dir, "signature"), filepath.Join(dir, "text"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("verify: %w: %s", err, out)
 	}
 	return nil
 }
@@ -178,6 +209,8 @@ func TestSignaturesNotice(t *testing.T) {
 			verify = verifyDKIM
 		case strings.HasPrefix(m.Name, "smime-detached-text"):
 			verify = verifySMIME
+		case m.Name == "pgpmime-text":
+			verify = verifyPGP
 		default:
 			continue
 		}

@@ -44,3 +44,16 @@ func TestBig(t *testing.T) {
 		}
 	}
 }
+
+func TestThreats(t *testing.T) {
+	all, err := Threats()
+	if err != nil || len(all) != 5 {
+		t.Fatal(len(all), err)
+	}
+	if len(Eicar()) != 68 {
+		t.Errorf("the test file has %d octets", len(Eicar()))
+	}
+	if n := bytes.Count(all[0].Data, Eicar()); n != 1 {
+		t.Errorf("the raw message holds the test file %d times", n)
+	}
+}

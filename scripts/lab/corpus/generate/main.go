@@ -59,11 +59,10 @@ func generate(dir string) error {
 	if err := s.smime(); err != nil {
 		return err
 	}
-	var names []string
-	for n := range s.mail {
-		names = append(names, n)
+	if err := s.pgp(); err != nil {
+		return err
 	}
-	sort.Strings(names)
+	names := keys(s.mail)
 	var sums strings.Builder
 	for _, n := range names {
 		if err := os.WriteFile(filepath.Join(dir, n+".eml"), s.mail[n], 0o644); err != nil {
@@ -229,7 +228,7 @@ func (s *set) structures() {
 	add("mime-calendar", "alternative", "cal", text, part("Content-Type: text/calendar; method=REQUEST\n", "BEGIN:VCALENDAR\nVERSION:2.0\nEND:VCALENDAR\n"))
 	add("mime-names-2231", "mixed", "n31", part("Content-Type: application/octet-stream\nContent-Disposition: attachment;\n filename*0*=utf-8''Gr%C3%BC;\n filename*1*=%C3%9Fe.txt\n", "text\n"))
 	add("mime-names-2047", "mixed", "n47", part("Content-Type: application/octet-stream; name=\"=?utf-8?Q?Gr=C3=BC=C3=9Fe.txt?=\"\nContent-Disposition: attachment\n", "text\n"))
-	add("mime-pgp-signed", "signed; micalg=pgp-sha256; protocol=\"application/pgp-signature\"", "pgp", text,
+	add("mime-signed-by-nobody", "signed; micalg=pgp-sha256; protocol=\"application/pgp-signature\"", "pgp", text,
 		part("Content-Type: application/pgp-signature; name=\"signature.asc\"\n", "-----BEGIN PGP SIGNATURE-----\n\niQEzBAEBCAAdFiEE\n-----END PGP SIGNATURE-----\n"))
 	add("mime-empty-part", "mixed", "emp", "\n", text)
 	hh, bb := multipart("mixed", "epi", text)
@@ -253,7 +252,10 @@ func zipped(store bool, files map[string][]byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return b.Bytes(), z.Close()
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }
 
 func keys(m map[string][]byte) (names []string) {
@@ -279,7 +281,10 @@ func tarGz(files map[string][]byte) ([]byte, error) {
 	if err := t.Close(); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), g.Close()
+	if err := g.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }
 
 func (s *set) attachments() error {
@@ -404,9 +409,50 @@ func (s *set) smime() error {
 	return nil
 }
 
-func openssl(args ...string) error {
-	if out, err := exec.Command("openssl", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("run openssl %s: %w: %s", args[0], err, out)
+func openssl(args ...string) error { return run("openssl", args...) }
+
+func run(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("run %s %s: %w: %s", name, args[0], err, out)
+	}
+	return nil
+}
+
+// pgp signs by gpg: RFC 3156, the first part with its CRLF line ends.
+func (s *set) pgp() error {
+	home, err := os.MkdirTemp("", "pgp")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(home)
+	gpg := func(args ...string) error {
+		return run("gpg", append([]string{"--homedir", home, "--batch", "--yes", "--pinentry-mode", "loopback", "--passphrase", ""}, args...)...)
+	}
+	if err := gpg("--quick-generate-key", "a@client.example", "ed25519", "sign", "never"); err != nil {
+		return err
+	}
+	if err := gpg("--output", filepath.Join(s.dir, "pgp.gpg"), "--export"); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{
+		"text": part("Content-Type: text/plain\n", "Signed text.\n.\n..\nFrom here\ntrailing \n"),
+		"utf8": part("Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n", "Grüße\n"),
+	} {
+		in := filepath.Join(home, name)
+		signed := strings.TrimSuffix(string(crlf(text)), "\r\n")
+		if err := os.WriteFile(in, []byte(signed), 0o600); err != nil {
+			return err
+		}
+		if err := gpg("--armor", "--output", in+".asc", "--detach-sign", in); err != nil {
+			return err
+		}
+		signature, err := os.ReadFile(in + ".asc")
+		if err != nil {
+			return err
+		}
+		h, b := multipart("signed; micalg=pgp-sha512; protocol=\"application/pgp-signature\"", "pgp", strings.TrimSuffix(text, "\n")+"\n",
+			part("Content-Type: application/pgp-signature; name=\"signature.asc\"\n", string(signature)))
+		s.add("pgpmime-"+name, h, b)
 	}
 	return nil
 }
