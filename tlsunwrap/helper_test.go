@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
@@ -122,6 +124,7 @@ type flow struct {
 	probe  func(context.Context) (net.Conn, error)
 	client func(net.Conn) error                    // plays the client
 	server func(net.Conn) error                    // plays the server
+	before func(client, server net.Conn) error     // plays the door before TLS
 	inside func(*Session) error                    // plays the door; relays if nil
 	dial   func(t testing.TB) (near, far net.Conn) // pair if nil
 }
@@ -167,6 +170,11 @@ func (b *bench) run(f flow) outcome {
 		r.Door = inspect.DoorSMTP
 	}
 	r.ClientAddr, r.ServerAddr = netip.AddrPortFrom(f.from, 40000), netip.AddrPortFrom(f.addr, f.port)
+	if f.before != nil {
+		if err := f.before(clientNear, serverNear); err != nil {
+			b.t.Errorf("before: %v", err)
+		}
+	}
 	s, err := b.u.Unwrap(context.Background(), r)
 	if err != nil {
 		if !errors.As(err, &out.err) {
@@ -257,3 +265,7 @@ func serverConfig(c tls.Certificate) *tls.Config {
 
 // noSecret wraps a server so that it fails the test if the client's data reached it, in whatever form.
 func spki(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+func pkixExtension(id asn1.ObjectIdentifier, value []byte) pkix.Extension {
+	return pkix.Extension{Id: id, Value: value}
+}
