@@ -157,22 +157,25 @@ func (p *Param) check(typ reflect.Type, words []string) error {
 // together asks every part that has a Check method whether its settings fit together.
 func (t *Table) together(f *File, v reflect.Value) Problems {
 	var problems Problems
-	var ask func(section string, v reflect.Value)
-	ask = func(section string, v reflect.Value) {
+	var ask func(section string, v reflect.Value, when string)
+	ask = func(section string, v reflect.Value, when string) {
+		if when != "" && v.FieldByName(when).IsZero() {
+			return // a part that is not in use
+		}
 		if c, ok := v.Addr().Interface().(interface{ Check() error }); ok {
 			for _, err := range split(c.Check()) {
-				problems = append(problems, f.blame(section, err))
+				problems = append(problems, t.blame(f, section, err))
 			}
 		}
 		for i := range v.NumField() {
 			field := v.Type().Field(i)
 			if _, isParam := field.Tag.Lookup("key"); !isParam && field.IsExported() && field.Type.Kind() == reflect.Struct {
-				ask(section, v.Field(i))
+				ask(section, v.Field(i), field.Tag.Get("when"))
 			}
 		}
 	}
 	for i := range v.NumField() {
-		ask(v.Type().Field(i).Name, v.Field(i))
+		ask(v.Type().Field(i).Name, v.Field(i), v.Type().Field(i).Tag.Get("when"))
 	}
 	return problems
 }
@@ -188,9 +191,21 @@ func split(err error) []error {
 	return []error{err}
 }
 
-// blame finds the line of the parameter that an error of several settings names first.
-func (f *File) blame(section string, err error) Problem {
+// blame finds the parameter and the line that an error of several settings names first.
+func (t *Table) blame(f *File, section string, err error) Problem {
 	pr := Problem{File: f.Path, Param: section, Text: err.Error()}
+	for i := range t.Params {
+		p := &t.Params[i]
+		rest, ok := strings.CutPrefix(pr.Text, p.Key)
+		if p.Section == section && ok && (strings.HasPrefix(rest, ": ") || strings.HasPrefix(rest, ` "`)) {
+			pr.Param, pr.Text = p.Name(), strings.TrimPrefix(rest[1:], " ")
+			for _, e := range f.of(p) {
+				pr.Line = e.line
+				break
+			}
+			return pr
+		}
+	}
 	first := 1 << 30
 	for i := range f.entries {
 		e := &f.entries[i]
@@ -222,4 +237,17 @@ func (p *Param) shownDefault(typ reflect.Type) string {
 		panic("config: default of " + p.Name() + ": " + err.Error())
 	}
 	return p.show(v)
+}
+
+// RestartNeeded names the parameters that differ between two settings and take effect only at a start.
+func RestartNeeded(started, now *Settings) (names []string) {
+	t := NewTable()
+	a, b := reflect.ValueOf(started).Elem(), reflect.ValueOf(now).Elem()
+	for i := range t.Params {
+		p := &t.Params[i]
+		if p.Restart && p.show(a.FieldByIndex(p.index)) != p.show(b.FieldByIndex(p.index)) {
+			names = append(names, p.Name())
+		}
+	}
+	return names
 }

@@ -43,7 +43,7 @@ func tableOf(typ reflect.Type) *Table {
 	for i := range typ.NumField() {
 		f := typ.Field(i)
 		t.Sections = append(t.Sections, f.Name)
-		t.walk(f.Name, f.Type, []int{i})
+		t.walk(f.Name, f.Type, []int{i}, f.Tag.Get("restart") == "yes")
 	}
 	seen := map[string]bool{}
 	for i := range t.Params {
@@ -62,7 +62,7 @@ func tableOf(typ reflect.Type) *Table {
 
 // walk adds the parameters of a struct: fields with a key tag are parameters, other exported structs are parts whose
 // parameters stand in the same section.
-func (t *Table) walk(section string, typ reflect.Type, index []int) {
+func (t *Table) walk(section string, typ reflect.Type, index []int, restart bool) {
 	for i := range typ.NumField() {
 		f := typ.Field(i)
 		at := append(append([]int(nil), index...), i)
@@ -72,7 +72,7 @@ func (t *Table) walk(section string, typ reflect.Type, index []int) {
 		}
 		if !ok {
 			if f.Type.Kind() == reflect.Struct && f.IsExported() {
-				t.walk(section, f.Type, at)
+				t.walk(section, f.Type, at, restart || f.Tag.Get("restart") == "yes")
 			}
 			continue
 		}
@@ -83,7 +83,7 @@ func (t *Table) walk(section string, typ reflect.Type, index []int) {
 			Min:     f.Tag.Get("min"),
 			Max:     f.Tag.Get("max"),
 			None:    f.Tag.Get("none") == "yes" || f.Tag.Get("default") == "None",
-			Restart: f.Tag.Get("restart") == "yes",
+			Restart: restart || f.Tag.Get("restart") == "yes",
 			format:  f.Tag.Get("type"),
 		}
 		if e := f.Tag.Get("enum"); e != "" {
@@ -155,7 +155,11 @@ func (t *Table) find(section, key string) (*Param, error) {
 			return p, nil
 		}
 	}
-	return nil, fmt.Errorf("unknown parameter %s.%s%s", canonical, key, t.meant(canonical, key))
+	hint := t.meant(canonical, key)
+	if hint == "" {
+		hint = "; mailweir cfshow " + canonical + " shows what there is"
+	}
+	return nil, fmt.Errorf("unknown parameter %s.%s%s", canonical, key, hint)
 }
 
 // Section returns the name of a section as it is spelt here.

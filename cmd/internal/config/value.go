@@ -62,7 +62,7 @@ func (p *Param) parseOne(word string, dst reflect.Value) error {
 			return err
 		}
 		dst.SetInt(int64(d))
-		return p.bounds(int64(d), func(s string) (int64, error) { d, err := parseDuration(s); return int64(d), err })
+		return p.bounds(word, int64(d), func(s string) (int64, error) { d, err := parseDuration(s); return int64(d), err })
 	}
 	switch dst.Kind() {
 	case reflect.Bool:
@@ -82,7 +82,7 @@ func (p *Param) parseOne(word string, dst reflect.Value) error {
 			return fmt.Errorf("%q is too large", word)
 		}
 		dst.SetInt(n)
-		return p.bounds(n, p.parseNumber)
+		return p.bounds(word, n, p.parseNumber)
 	case reflect.Uint, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		n, err := p.parseNumber(word)
 		if err != nil {
@@ -92,25 +92,25 @@ func (p *Param) parseOne(word string, dst reflect.Value) error {
 			return fmt.Errorf("%q is out of range", word)
 		}
 		dst.SetUint(uint64(n))
-		return p.bounds(n, p.parseNumber)
+		return p.bounds(word, n, p.parseNumber)
 	}
 	panic("config: " + p.Name() + " is of a type that has no text form: " + dst.Type().String())
 }
 
-// bounds holds a number against min and max of its parameter. Zero is let through where None is: it is the same.
-func (p *Param) bounds(n int64, read func(string) (int64, error)) error {
+// bounds holds a number against min and max of its parameter.
+func (p *Param) bounds(word string, n int64, read func(string) (int64, error)) error {
 	if p.Min != "" {
 		if least, err := read(p.Min); err != nil {
 			panic("config: min of " + p.Name() + ": " + err.Error())
 		} else if n < least {
-			return fmt.Errorf("too small; the least is %s", p.Min)
+			return fmt.Errorf("%q is too small; the least is %s", word, p.Min)
 		}
 	}
 	if p.Max != "" {
 		if most, err := read(p.Max); err != nil {
 			panic("config: max of " + p.Name() + ": " + err.Error())
 		} else if n > most {
-			return fmt.Errorf("too large; the most is %s", p.Max)
+			return fmt.Errorf("%q is too large; the most is %s", word, p.Max)
 		}
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"mailweir/cmd/internal/config"
+	"mailweir/divert"
 	"mailweir/inspect"
 )
 
@@ -68,6 +69,7 @@ type Stat struct {
 	Loaded      time.Time        `json:"loaded"` // when the settings in force were read
 	Reload      string           `json:"reload_error,omitempty"`
 	Divert      Divert           `json:"divert"`
+	Kernel      divert.Stat      `json:"kernel"`
 	Connections Connections      `json:"connections"`
 	Messages    map[string]int64 `json:"messages"` // by action: Pass, Modify, Reject, Discard, Defer
 	Findings    map[string]int64 `json:"findings"` // by kind, with the category of unchecked ones: "unchecked:limits"
