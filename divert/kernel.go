@@ -3,6 +3,7 @@ package divert
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -236,12 +237,15 @@ func (k *ruleset) apply(p *Plan, fresh bool, seed map[string][]nftables.SetEleme
 		return fmt.Errorf("list nft chains: %w", err)
 	}
 	table := ourTable(p)
-	conn.AddTable(table)
 	if fresh { // C1-35: whatever stands there, and however often this is done
-		conn.DelTable(table)
-		conn.AddTable(table)
 		have = nil
+		if there, err := tableThere(conn); err != nil {
+			return err
+		} else if there {
+			conn.DelTable(table)
+		}
 	}
+	conn.AddTable(table)
 	sets := map[string]*nftables.Set{}
 	for _, s := range p.Sets {
 		set, err := k.addSet(conn, table, s)
@@ -272,7 +276,19 @@ func (k *ruleset) apply(p *Plan, fresh bool, seed map[string][]nftables.SetEleme
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("write nft table %s: %w", TableName, explain(err))
 	}
-	return nil
+	if !p.Owner && k.owner != nil {
+		err = k.owner.CloseLasting()
+		k.owner = nil
+	}
+	return err
+}
+
+func tableThere(conn *nftables.Conn) (bool, error) {
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("list nft tables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == TableName }), nil
 }
 
 func (k *ruleset) addSet(conn *nftables.Conn, table *nftables.Table, s FlowSet) (*nftables.Set, error) {
@@ -371,13 +387,14 @@ func (k *ruleset) remove() error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
-	if k.owner != nil {
-		table.Flags = nftables.TableFlagOwner
+	there, err := tableThere(conn)
+	if err != nil {
+		return err
 	}
-	conn.AddTable(table)
-	conn.DelTable(table)
-	err = conn.Flush()
+	if there {
+		conn.DelTable(ourTable(nil))
+		err = conn.Flush()
+	}
 	if k.owner != nil {
 		err = errors.Join(err, k.owner.CloseLasting())
 		k.owner = nil
