@@ -30,13 +30,13 @@ func (s secret) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 	return s.signer.Sign(r, digest, opts)
 }
 
-// Decrypt implements crypto.Decrypter, for the RSA key exchange of listed old clients.
-func (s secret) Decrypt(r io.Reader, msg []byte, opts crypto.DecrypterOpts) ([]byte, error) {
-	d, ok := s.signer.(crypto.Decrypter)
-	if !ok {
-		return nil, errors.New("decrypt with key: this kind of key cannot")
-	}
-	return d.Decrypt(r, msg, opts)
+// decrypter is a secret that also decrypts, for the RSA key exchange of listed old clients. crypto/tls wants ECDSA keys
+// not to.
+type decrypter struct{ secret }
+
+// Decrypt implements crypto.Decrypter.
+func (d decrypter) Decrypt(r io.Reader, msg []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+	return d.signer.(crypto.Decrypter).Decrypt(r, msg, opts)
 }
 
 // Format implements fmt.Formatter for all verbs.
@@ -89,16 +89,17 @@ func samePublic(a, b any) bool {
 // holds every one of them anyway, and saves a key generation for each name.
 type leafKeys struct {
 	ecOnce, rsaOnce sync.Once
-	ec, rsa         secret
+	ec              secret
+	rsa             decrypter
 	ecErr, rsaErr   error
 }
 
 // get returns the P-256 key, or the RSA-2048 key that old clients need: made only when one comes along.
-func (l *leafKeys) get(wantRSA bool) (secret, error) {
+func (l *leafKeys) get(wantRSA bool) (crypto.Signer, error) {
 	if wantRSA {
 		l.rsaOnce.Do(func() {
 			k, err := rsa.GenerateKey(rand.Reader, 2048)
-			l.rsa, l.rsaErr = secret{k}, err
+			l.rsa, l.rsaErr = decrypter{secret{k}}, err
 		})
 		return l.rsa, l.rsaErr
 	}
