@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -130,6 +131,43 @@ func TestSink(t *testing.T) {
 			if got := s.Stored(); len(got) != 1 || string(got[0].Data) != content {
 				t.Errorf("%.20q (bdat %v): stored %d, %.40q", content, bdat, len(got), got[0].Data)
 			}
+			s.Close()
+		}
+	}
+}
+
+// TestSinkForgets shows that the measuring sink finds the end of data wherever reads are cut.
+func TestSinkForgets(t *testing.T) {
+	wire := "\r\n.x\r\n..\r\n\n.\r\n.\r\n"
+	for _, body := range []string{wire, ".\r\n", strings.Repeat("x", 70_000) + wire} {
+		for cut := range min(len(body), 30) {
+			s := &Sink{Forget: true}
+			listen, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Serve(listen)
+			conn, err := net.Dial("tcp", listen.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			talk := NewTalk(conn)
+			if err := errors.Join(talk.Greet(), talk.Envelope("a@b", "c@d"), talk.Must(354, "DATA")); err != nil {
+				t.Fatal(err)
+			}
+			for _, piece := range []string{body[:len(body)-cut], body[len(body)-cut:]} {
+				if _, err := talk.Write([]byte(piece)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Millisecond) // so that it comes in two reads
+			}
+			if r, err := talk.Reply(); err != nil || !r.Good() {
+				t.Fatalf("cut %d before the end: %v %v", cut, r, err)
+			}
+			if err := talk.Must(250, "NOOP"); err != nil {
+				t.Errorf("cut %d before the end: %v", cut, err)
+			}
+			talk.Close()
 			s.Close()
 		}
 	}

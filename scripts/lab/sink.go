@@ -409,8 +409,46 @@ func (x *session) data() error {
 	return x.finish(content, "DATA")
 }
 
+// drain reads to CRLF.CRLF and keeps nothing: as little work as a measuring sink can do.
+func (x *session) drain() error {
+	end := []byte("\r\n.\r\n")
+	tail := []byte("\r\n") // the end of what went before: a first line of one dot ends data too
+	for {
+		_ = x.raw.SetReadDeadline(time.Now().Add(2 * time.Minute))
+		if _, err := x.in.Peek(1); err != nil {
+			return err
+		}
+		b, err := x.in.Peek(x.in.Buffered())
+		if err != nil {
+			return err
+		}
+		// The end may lie across two reads.
+		seam := append(bytes.Clone(tail), b[:min(len(b), 4)]...)
+		if i := bytes.Index(seam, end); i >= 0 {
+			_, err := x.in.Discard(i + len(end) - len(tail))
+			return err
+		}
+		if i := bytes.Index(b, end); i >= 0 {
+			_, err := x.in.Discard(i + len(end))
+			return err
+		}
+		if len(b) >= 4 {
+			tail = append(tail[:0], b[len(b)-4:]...)
+		} else {
+			tail = append(tail, b...)
+			tail = tail[max(0, len(tail)-4):]
+		}
+		if _, err := x.in.Discard(len(b)); err != nil {
+			return err
+		}
+	}
+}
+
 // content reads to CRLF.CRLF, exactly.
 func (x *session) content() ([]byte, error) {
+	if x.sink.Forget && x.sink.At == nil {
+		return nil, x.drain()
+	}
 	var out []byte
 	fresh, first := true, true // fresh: at the beginning of a line, that is after CRLF
 	for {
@@ -433,11 +471,7 @@ func (x *session) content() ([]byte, error) {
 			piece = piece[1:]
 		}
 		fresh = whole
-		if x.sink.Forget {
-			out = append(out[:0], piece[max(0, len(piece)-1):]...)
-		} else {
-			out = append(out, piece...)
-		}
+		out = append(out, piece...)
 	}
 }
 
