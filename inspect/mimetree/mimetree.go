@@ -77,6 +77,9 @@ type Part struct {
 	// Octets: [Start, HeaderEnd) is the header, then follows the blank line, [BodyStart, End) is the body.
 	Start, HeaderEnd, BodyStart, End int64
 
+	// Close is where the (first) closing delimiter of a multipart begins, with the line end before it; 0 for none.
+	Close int64
+
 	Header      []Field
 	Type        string            // media type in lower case; never empty
 	Params      map[string]string // of Content-Type, names in lower case, RFC 2231 joined and decoded

@@ -134,6 +134,9 @@ func (w *walker) next(pos int64) (*Part, int) {
 		}
 		f.started = true
 		if d.closing {
+			if !f.closed {
+				f.part.Close = d.before
+			}
 			f.closed, f.text, w.leaf = true, d.after, nil
 			pos = d.after
 			continue
