@@ -6,7 +6,9 @@ import (
 
 	"mailweir/divert"
 	"mailweir/inspect/engine/clamd"
+	"mailweir/inspect/maild"
 	"mailweir/inspect/quarantine"
+	"mailweir/inspect/repack"
 	"mailweir/inspect/spool"
 	"mailweir/proxy"
 	"mailweir/proxy/smtp"
@@ -19,8 +21,9 @@ type Settings struct {
 	Root           Root
 	LinuxFirewall  LinuxFirewall
 	Smtp           smtp.Settings
+	MailD          repack.Settings
 	MailQuarantine quarantine.Settings `restart:"yes"`
-	ClamD          clamd.Settings `when:"ClamdSocket"`
+	ClamD          clamd.Settings      `when:"ClamdSocket"`
 }
 
 // Root is the section [Root]: paths and logs.
@@ -64,5 +67,6 @@ type LinuxFirewall struct {
 
 	Divert divert.Settings
 	Tls    tlsunwrap.Settings
+	Scan   maild.Settings
 	Proxy  proxy.Settings `restart:"yes"`
 }

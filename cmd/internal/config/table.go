@@ -109,7 +109,7 @@ func (p *Param) typeWord(typ reflect.Type) string {
 	case len(p.Enum) > 0:
 		word = strings.Join(p.Enum, " | ")
 	case isText(elem):
-		word = "value"
+		word = strings.ToLower(elem.Name())
 		if p.format != "" {
 			word = p.format
 		}
