@@ -220,8 +220,10 @@ func (a *attempt) serverTrouble(err error, read bool) error {
 	switch {
 	case remote && code == alertCertRequired, remote && a.certAsked && !read && certificateAlert(code):
 		e = &Error{EventMTLS, "the server requires a certificate of the client; TlsBypass can let this destination through", err}
-	case isLocal && local == alertNoRenegotiation, strings.Contains(err.Error(), "certificateRequestMsg"):
-		e = &Error{EventRenegotiation, "the server asked for a new handshake or a certificate amid the session", err}
+	case isLocal && (local == alertNoRenegotiation || local == alertUnexpected || local == alertDecodeError):
+		// crypto/tls does not know post-handshake authentication and takes the request for a broken message.
+		e = &Error{EventRenegotiation, "the server asked for a new handshake or a certificate amid the session, or sent what " +
+			"has no place there", err}
 	default:
 		return err
 	}

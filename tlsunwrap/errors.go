@@ -51,6 +51,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Alerts of RFC 8446 §6.2 that we send or tell apart.
 const (
+	alertUnexpected         = 10
 	alertHandshakeFailure   = 40
 	alertBadCertificate     = 42
 	alertRevoked            = 44

@@ -269,3 +269,6 @@ func spki(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPubli
 func pkixExtension(id asn1.ObjectIdentifier, value []byte) pkix.Extension {
 	return pkix.Extension{Id: id, Value: value}
 }
+
+// hex32 is a SHA-256 sum of the right form.
+func hex32(b byte) string { return fmt.Sprintf("%064x", b) }

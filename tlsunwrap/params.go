@@ -132,13 +132,13 @@ func (a *attempt) clientConfig(o offer, server tls.ConnectionState) *tls.Config 
 	if server.NegotiatedProtocol != "" {
 		c.NextProtos = []string{server.NegotiatedProtocol}
 	}
-	binding := a.binding()
+	binding, tickets := a.binding(), a.u.tickets.at(a.u.now())
 	c.WrapSession = func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
 		ss.Extra = append(ss.Extra, binding)
-		return a.u.tickets.EncryptTicket(cs, ss)
+		return tickets.EncryptTicket(cs, ss)
 	}
 	c.UnwrapSession = func(id []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-		ss, err := a.u.tickets.DecryptTicket(id, cs)
+		ss, err := tickets.DecryptTicket(id, cs)
 		if err != nil || ss == nil {
 			return nil, err
 		}

@@ -56,9 +56,9 @@ type Unwrapper struct {
 	now      func() time.Time
 
 	rules    atomic.Pointer[rules] // replaced by Reload
-	tickets  *tls.Config           // keys of the tickets that clients hold; they rotate daily and are never written
-	distrust *distrust             // clients that refuse our certificates
-	verified *memory               // server addresses and names that were verified a short while ago
+	tickets  tickets
+	distrust *distrust // clients that refuse our certificates
+	verified *memory   // server addresses and names that were verified a short while ago
 	history  *history
 	stats    counters
 }
@@ -110,7 +110,6 @@ func New(c Config) (*Unwrapper, error) {
 	}
 	u := &Unwrapper{
 		minter: c.Minter, own: c.OwnCAs, givenCAs: c.Roots, log: c.Log, events: c.Events, now: c.Now,
-		tickets:  &tls.Config{},
 		distrust: newDistrust(),
 		verified: newMemory(maxVerified),
 	}
