@@ -1,0 +1,325 @@
+package maild
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"mailweir/inspect"
+	"mailweir/inspect/mimetree"
+	"mailweir/inspect/unpack"
+)
+
+// walk looks at every part of tree, which is over body. Paths of what is found begin with prefix. messages counts the
+// messages around tree. top says that tree is that of the message itself, whose parts can be repacked.
+func (j *judge) walk(tree *mimetree.Part, body inspect.Body, prefix string, messages int, top bool) {
+	type step struct {
+		part     *mimetree.Part
+		owner    *mimetree.Part // in another reading: the part that it is a reading of
+		messages int
+	}
+	todo := []step{{tree, nil, messages}}
+	for len(todo) > 0 && j.onTime(prefix) && !j.done() {
+		s := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		p := s.part
+		if top {
+			j.part = p
+			if s.owner != nil {
+				j.part = s.owner
+			}
+		}
+		path := prefix + p.Path
+		j.safely(path, func() { j.visit(p, body, prefix, path, s.messages) })
+		for _, o := range slices.Backward(p.Others) {
+			owner := s.owner
+			if owner == nil {
+				owner = p
+			}
+			todo = append(todo, step{o, owner, s.messages})
+		}
+		inside := s.messages
+		if p.Kind == mimetree.Message {
+			if inside++; inside > j.d.cfg.MailMaxLevel {
+				j.unchecked(inspect.Limits, "MailMaxLevel", path, "the message within was not looked into")
+				continue
+			}
+		}
+		for _, c := range slices.Backward(p.Children) {
+			todo = append(todo, step{c, s.owner, inside})
+		}
+	}
+}
+
+// visit looks at one part by itself, without its children.
+func (j *judge) visit(p *mimetree.Part, body inspect.Body, prefix, path string, messages int) {
+	for _, odd := range p.Odd {
+		j.odd(odd, path)
+	}
+	switch p.Kind {
+	case mimetree.Leaf:
+		j.leaf(p, body, path, messages)
+	case mimetree.Multipart, mimetree.Message:
+		if !encoded(p.Encoding) {
+			j.uuencoded(body, p.BodyStart, p.End, path, messages, p.Kind == mimetree.Multipart && len(p.Children) == 0)
+			return
+		}
+		if p.Kind == mimetree.Message {
+			if messages++; messages > j.d.cfg.MailMaxLevel {
+				return // walk notes it
+			}
+		}
+		st, err := j.store(p.Decoded(body))
+		defer st.close()
+		if err != nil {
+			j.failed(path, err)
+		}
+		j.nested(mimetree.ParseDecoded(p, st.body, st.body.Size(), mimetree.Limits{}), st, prefix, messages)
+	default: // between parts: the engines have seen it in the whole message
+		j.uuencoded(body, p.Start, p.End, path, messages, true)
+	}
+}
+
+// nested walks a tree over something that was taken out of a part.
+func (j *judge) nested(tree *mimetree.Part, st *stored, prefix string, messages int) {
+	j.walk(tree, j.timed(st.body), prefix, messages, false)
+}
+
+// odd notes something odd about the structure.
+func (j *judge) odd(name, path string) {
+	switch {
+	case mimetree.IsLimit(name):
+		j.unchecked(inspect.Limits, name, path, "")
+	case mimetree.IsAmbiguous(name):
+		j.unchecked(inspect.Ambiguous, name, path, "")
+	default:
+		j.add(inspect.Finding{Kind: inspect.Odd, Name: name, Path: path})
+	}
+}
+
+// leaf looks at a part in every encoding that some program may undo.
+func (j *judge) leaf(p *mimetree.Part, body inspect.Body, path string, messages int) {
+	if p.Name != "" {
+		path += "/" + cleanName(p.Name)
+	}
+	encodings := p.Encodings
+	if len(encodings) == 0 {
+		encodings = []string{p.Encoding}
+	}
+	plain := false
+	for _, enc := range encodings {
+		if !encoded(enc) {
+			if plain {
+				continue
+			}
+			plain = true
+			st := j.section(body, p.BodyStart, p.End)
+			j.object(path, p.Name, p.Type, st, messages)
+			st.close()
+			continue
+		}
+		d := p.DecodedAs(body, enc)
+		st, err := j.store(d)
+		for _, odd := range d.Odd() {
+			j.odd(odd, path)
+		}
+		if err != nil {
+			j.failed(path, err)
+		}
+		j.object(path, p.Name, p.Type, st, messages)
+		st.close()
+	}
+}
+
+// encoded says whether undoing enc gives other octets.
+func encoded(enc string) bool {
+	switch enc {
+	case "base64", "quoted-printable", "uuencode", "x-uuencode", "x-uue", "uue":
+		return true
+	}
+	return false
+}
+
+// object looks at one object: the engines, and then what is in it. The same octets are looked at once; where they come
+// again, what was found in them is found again.
+func (j *judge) object(path, name, mediaType string, st *stored, messages int) {
+	if st.body.Size() == 0 || j.done() || !j.onTime(path) {
+		return
+	}
+	if old := j.seen[st.sum]; old != nil {
+		for _, f := range old.found {
+			if rest, ok := strings.CutPrefix(f.Path, old.path); ok {
+				f.Path = path + rest
+			}
+			j.add(f)
+		}
+		return
+	}
+	mark := len(j.log)
+	j.safely(path, func() {
+		j.engines(&inspect.Object{Msg: j.m, Path: path, Name: name, Type: mediaType, Sum: st.sum, Body: st.body})
+		j.inside(path, name, mediaType, st, messages)
+	})
+	if len(j.log) < maxFindings { // else it may lack some
+		j.seen[st.sum] = &inspected{path, slices.Clone(j.log[mark:])}
+	}
+}
+
+// inside looks for objects within an object: archives, messages, uuencoded files.
+func (j *judge) inside(path, name, mediaType string, st *stored, messages int) {
+	body := j.timed(st.body)
+	for _, format := range unpack.Formats(body, body.Size(), name) {
+		where := j.where
+		j.where = path
+		err := unpack.Walk(format, body, body.Size(), j.budget, func(m unpack.Member) error {
+			if m.Name == "" {
+				m.Name = unpacked(name)
+			}
+			return j.member(path, m, messages)
+		})
+		j.where = where
+		if err != nil && !errors.Is(err, errDone) {
+			j.failed(path, err)
+		}
+	}
+	if isMail(body, name, mediaType) {
+		if messages+1 > j.d.cfg.MailMaxLevel {
+			j.unchecked(inspect.Limits, "MailMaxLevel", path, "the message within was not looked into")
+		} else {
+			j.nested(mimetree.Parse(body, body.Size(), mimetree.Limits{}), st, path+"/", messages+1)
+		}
+		return
+	}
+	j.uuencoded(body, 0, body.Size(), path, messages, true)
+}
+
+// unpacked guesses the name of what was packed as name: gzip and bzip2 need not tell it.
+func unpacked(name string) string {
+	ext := extension(name)
+	name = strings.TrimSuffix(name, ext)
+	switch strings.ToLower(ext) {
+	case ".tgz", ".tbz", ".tbz2":
+		return name + ".tar"
+	}
+	return name
+}
+
+var errDone = errors.New("nothing more to be found out")
+
+// member looks at one member of an archive.
+func (j *judge) member(path string, m unpack.Member, messages int) error {
+	if j.done() {
+		return errDone
+	}
+	path += "/" + cleanName(m.Name)
+	if m.Encrypted {
+		j.unchecked(inspect.Encrypted, "encrypted", path, "needs a password")
+		return nil
+	}
+	r, err := m.Open()
+	if err != nil {
+		j.failed(path, err)
+		return nil
+	}
+	st, err := j.store(r)
+	defer st.close()
+	if err != nil {
+		// What came before the end of it is still looked at.
+		j.failed(path, err)
+	}
+	j.object(path, m.Name, "", st, messages)
+	if err := j.ctx.Err(); err != nil {
+		return err
+	}
+	if errors.Is(err, unpack.ErrLimit) && j.spent(err) {
+		return err
+	}
+	return nil
+}
+
+// spent tells whether err is a limit of the whole message, which the next member would meet at once.
+func (j *judge) spent(err error) bool {
+	var l *unpack.LimitError
+	return errors.As(err, &l) && l.Limit == "MaxSizeToExtract"
+}
+
+// uuencoded looks for uuencoded files in the octets [start, end) of body.
+func (j *judge) uuencoded(body inspect.Body, start, end int64, path string, messages int, look bool) {
+	if !look || start >= end {
+		return
+	}
+	found := mimetree.FindUU(body, start, end, maxUU)
+	if len(found) == maxUU {
+		j.unchecked(inspect.Limits, "uuencoded files", path, "more than are looked at")
+	}
+	for i := range found {
+		u := found[i]
+		st, err := j.store(u.Decoded(body))
+		if err != nil {
+			j.failed(path, err)
+		}
+		j.object(path+"/"+cleanName(u.Name), u.Name, "", st, messages)
+		st.close()
+		if j.done() || !j.onTime(path) {
+			return
+		}
+	}
+}
+
+// maxUU bounds the uuencoded files in one text.
+const maxUU = 100
+
+// isMail tells whether an object is a message that some program would open as one.
+func isMail(body inspect.Body, name, mediaType string) bool {
+	switch strings.ToLower(extension(name)) {
+	case ".eml", ".mht", ".mhtml", ".mbox", ".mbx", ".nws":
+		return true
+	}
+	switch mediaType {
+	case "message/rfc822", "message/global", "message/news", "application/mbox", "multipart/related":
+		return true
+	}
+	head := make([]byte, min(body.Size(), 4096))
+	n, _ := body.ReadAt(head, 0)
+	text := strings.ToLower(string(head[:n]))
+	first, _, _ := strings.Cut(text, ":")
+	switch strings.TrimRight(first, " \t") {
+	case "received", "return-path", "delivered-to", "from", "to", "date", "subject", "message-id", "mime-version", "content-type":
+	default:
+		if !strings.HasPrefix(text, "from ") && !strings.HasPrefix(text, "x-") {
+			return false
+		}
+	}
+	// One field may begin a text as well; two of these make a message.
+	fields := 0
+	for _, f := range []string{"\nfrom:", "\nto:", "\nsubject:", "\ndate:", "\nmessage-id:", "\nmime-version:", "\ncontent-type:", "\nreceived:"} {
+		if strings.Contains("\n"+text, f) {
+			fields++
+		}
+	}
+	return fields >= 2
+}
+
+func extension(name string) string {
+	if i := strings.LastIndexByte(name, '.'); i >= 0 {
+		return name[i:]
+	}
+	return ""
+}
+
+// cleanName makes a name from the mail fit for a path in findings, events and terminals.
+func cleanName(name string) string {
+	name = strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7F && r < 0xA0 || r >= 0x202A && r <= 0x202E || r >= 0x2066 && r <= 0x2069 {
+			return '_'
+		}
+		return r
+	}, strings.ToValidUTF8(name, "_"))
+	if r := []rune(name); len(r) > 200 {
+		name = string(r[:200]) + "…"
+	}
+	if name == "" {
+		return "unnamed"
+	}
+	return name
+}
