@@ -31,6 +31,7 @@ func (s *session) nextCommand() error {
 	if c := first[0]; c < ' ' && c != '\r' && c != '\n' && c != '\t' || c >= 0x7f {
 		// No command begins like this: a TLS record, or another protocol (S-244, S-248).
 		s.special("not-smtp", "binary octets from the client")
+		s.abandon = true
 		return s.lastWord(500, "5.5.2", "Syntax error, closing connection")
 	}
 	l, err := smtpwire.ReadLine(s.client.br, smtpwire.MaxAuthLine)
@@ -64,6 +65,7 @@ func (s *session) command(c smtpwire.Command, size int) error {
 	switch {
 	case v.Has(smtpwire.Foreign):
 		s.special("not-smtp", "the client says "+c.Verb)
+		s.abandon = true
 		return s.lastWord(500, "5.5.2", "Syntax error, closing connection")
 	case c.Verb == "LHLO" && s.h.set.Lmtp:
 	case v.Has(smtpwire.Trusted):

@@ -14,6 +14,9 @@ const mtaPort = 25
 
 // settleMessage has a message judged and does what the verdict says. The client has sent all of it and waits.
 func (s *session) settleMessage(m *message) error {
+	if err := s.flushClient(); err != nil {
+		return err
+	}
 	m.subject = subject(m.body)
 	if m.refusal != nil {
 		return s.refuse(m, m.odd, nil, m.refusal)

@@ -129,12 +129,22 @@ func (s *session) settle() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.client.flush(); err != nil {
+		return err
+	}
 	for s.fifo.len() > 0 && s.down == nil {
 		s.cond.Wait()
 	}
 	if s.down != nil {
 		return s.down
 	}
+	return s.client.flush()
+}
+
+// flushClient gives the client what waits for it, before something that takes time.
+func (s *session) flushClient() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.client.flush()
 }
 

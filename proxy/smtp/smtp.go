@@ -135,6 +135,10 @@ func (h *Handler) Serve(ctx context.Context, draining <-chan struct{}, c *proxy.
 		defer func() { s.endServer(); <-done }() // whatever happens, the other direction has ended first
 		s.fromClient()
 	}()
+	server.Close()
+	s.mu.Lock()
+	s.endTransaction()
+	s.mu.Unlock()
 	s.hangUp()
 	s.recordConnection()
 	if failed != nil {
