@@ -82,7 +82,9 @@ type headerReader struct {
 // line takes one line that is not empty. It says whether the header goes on.
 func (h *headerReader) line(pos, next int64, line []byte) bool {
 	if bytes.HasPrefix(line, []byte("--")) && (h.isOpen(line) || bytes.IndexByte(line, ':') < 0) {
-		h.part.odd(OddNoSeparator) // M-011: a delimiter ends the header
+		if !h.isOpen(line) { // M-011: a delimiter ends the header
+			h.part.odd(OddNoSeparator)
+		}
 		return false
 	}
 	if line[0] == ' ' || line[0] == '\t' {

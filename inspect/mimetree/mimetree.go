@@ -147,7 +147,7 @@ func IsLimit(odd string) bool {
 // IsAmbiguous says whether the oddity means that programs may disagree on which parts there are or what they hold.
 func IsAmbiguous(odd string) bool {
 	switch odd {
-	case OddNoEnd, OddMboxFrom, OddEncodedMessage, OddNames, OddUnknownEncoding, OddMalformedType:
+	case OddNoEnd, OddMboxFrom, OddEncodedMessage, OddNames, OddUnknownEncoding, OddMalformedType, OddBadQP, OddBadUU:
 		return false
 	}
 	return true

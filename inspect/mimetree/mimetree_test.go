@@ -84,7 +84,7 @@ func TestTree(t *testing.T) {
 `},
 		{"empty parts", message("Content-Type: multipart/mixed; boundary=b", "", "--b", "--b", "", "--b", "", "", "--b--"),
 			`"" multipart multipart/mixed
-"1" leaf text/plain = "" odd [no-header-body-separator]
+"1" leaf text/plain = ""
 "2" leaf text/plain = ""
 "3" leaf text/plain = ""
 `},
@@ -246,12 +246,12 @@ func TestBombs(t *testing.T) {
 		{"10,000 deep", deep.String(), OddTooDeep},
 		{"10,000 deep, one boundary", same, ""},
 		{"10,000 messages deep", messages, OddTooDeep},
-		{"a million parts", "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + strings.Repeat("--b\r\n\r\n", 1_000_000), OddTooManyParts},
-		{"a million fields", strings.Repeat("A: b\r\n", 1_000_000), OddTooManyFields},
+		{"300,000 parts", "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + strings.Repeat("--b\r\n\r\n", 300_000), OddTooManyParts},
+		{"200,000 fields", strings.Repeat("A: b\r\n", 200_000), OddTooManyFields},
 		{"a field of 50 MB", "A: " + strings.Repeat("x", 50<<20), OddLongLine},
-		{"50 MB of continuations", "A: b\r\n" + strings.Repeat(" x\r\n", 12<<20), OddLongLine},
-		{"50 MB of delimiters that are none", "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + strings.Repeat("--\n", 16<<20), OddBoundaryNotFound},
-		{"junk lines", "A: b\r\n" + strings.Repeat("junk\r\n", 1_000_000) + "B: c\r\n", ""},
+		{"8 MB of continuations", "A: b\r\n" + strings.Repeat(" x\r\n", 2<<20), OddLongLine},
+		{"6 MB of delimiters that are none", "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + strings.Repeat("--\n", 2<<20), OddBoundaryNotFound},
+		{"junk lines", "A: b\r\n" + strings.Repeat("junk\r\n", 100_000) + "B: c\r\n", ""},
 		{"a comment without end", "Content-Type: " + strings.Repeat("(", 60_000), OddMalformedType},
 		{"parameters", "Content-Type: multipart/mixed" + strings.Repeat("; boundary=b", 5_000) + strings.Repeat("; a*1=b", 3000), ""},
 		{"hundreds of readings", strings.Repeat("Content-Type: multipart/mixed; boundary=a; boundary=b; boundary=c\r\n\r\n--a\r\n", 300), OddTooManyReadings},

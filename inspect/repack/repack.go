@@ -329,15 +329,17 @@ const archiveHead = "Content-Type: application/zip; name=\"" + archiveName + "\"
 	"Content-Disposition: attachment; filename=\"" + archiveName + "\"\r\n" +
 	"Content-Transfer-Encoding: base64\r\n\r\n"
 
-// edit adds an edit; text and files at one place follow each other.
+// edit adds an edit that puts what in the place of [start, end).
 func (j *job) edit(start, end int64, what ...inspect.Body) {
-	for i, b := range what {
-		stop := start
-		if i == len(what)-1 {
-			stop = end // earlier pieces are put before what the last one replaces
-		}
-		j.edits = append(j.edits, inspect.Edit{Start: start, End: stop, New: b})
+	e := inspect.Edit{Start: start, End: end}
+	switch len(what) {
+	case 0:
+	case 1:
+		e.New = what[0]
+	default:
+		e.New = joined(what...)
 	}
+	j.edits = append(j.edits, e)
 }
 
 // text renders the notice for some of the findings as a MIME entity.
@@ -464,7 +466,7 @@ func (j *job) header(part *mimetree.Part, fields []byte, first string) {
 			continue
 		}
 		if f.Start > at {
-			j.edit(at, f.Start, nil)
+			j.edit(at, f.Start)
 		}
 		at = f.End
 	}

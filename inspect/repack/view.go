@@ -31,22 +31,32 @@ func NewView(body inspect.Body, edits *inspect.Edits) (*View, error) {
 		return nil, err
 	}
 	v := &View{}
-	add := func(b inspect.Body, from, n int64) {
-		if n > 0 {
-			v.pieces = append(v.pieces, piece{v.size, b, from, n})
-			v.size += n
-		}
-	}
 	at := int64(0)
 	for _, e := range edits.List {
-		add(body, at, e.Start-at)
+		v.add(body, at, e.Start-at)
 		if e.New != nil {
-			add(e.New, 0, e.New.Size())
+			v.add(e.New, 0, e.New.Size())
 		}
 		at = e.End
 	}
-	add(body, at, body.Size()-at)
+	v.add(body, at, body.Size()-at)
 	return v, nil
+}
+
+// joined returns bodies as one.
+func joined(bodies ...inspect.Body) *View {
+	v := &View{}
+	for _, b := range bodies {
+		v.add(b, 0, b.Size())
+	}
+	return v
+}
+
+func (v *View) add(b inspect.Body, from, n int64) {
+	if n > 0 {
+		v.pieces = append(v.pieces, piece{v.size, b, from, n})
+		v.size += n
+	}
 }
 
 // Size returns the length of the edited message.
