@@ -239,13 +239,14 @@ func (p *Param) shownDefault(typ reflect.Type) string {
 	return p.show(v)
 }
 
-// RestartNeeded names the parameters that differ between two settings and take effect only at a start.
-func RestartNeeded(started, now *Settings) (names []string) {
+// RestartNeeded names the parameters that have just changed, differ from those of the start and take effect only at the
+// next one.
+func RestartNeeded(started, before, now *Settings) (names []string) {
 	t := NewTable()
-	a, b := reflect.ValueOf(started).Elem(), reflect.ValueOf(now).Elem()
 	for i := range t.Params {
 		p := &t.Params[i]
-		if p.Restart && p.show(a.FieldByIndex(p.index)) != p.show(b.FieldByIndex(p.index)) {
+		show := func(s *Settings) string { return p.show(reflect.ValueOf(s).Elem().FieldByIndex(p.index)) }
+		if p.Restart && show(now) != show(started) && show(now) != show(before) {
 			names = append(names, p.Name())
 		}
 	}

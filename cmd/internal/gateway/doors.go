@@ -77,9 +77,14 @@ func Diverted(s *config.LinuxFirewall) divert.Settings {
 	return d
 }
 
-// tellSkipped logs and records what is not diverted although it was asked for, and returns it as notes for people.
-func (g *Gateway) tellSkipped(s config.Settings) (notes []string) {
-	for _, k := range Skipped(&s.LinuxFirewall) {
+// tellSkipped logs and records what is not diverted although it is asked for, as far as it was not so before, and
+// returns it as notes for people.
+func (g *Gateway) tellSkipped(now, before *config.LinuxFirewall) (notes []string) {
+	known := Skipped(before)
+	for _, k := range Skipped(now) {
+		if slices.Contains(known, k) {
+			continue
+		}
 		note := fmt.Sprintf("port %d is not diverted: %s", k.Port, k.Reason)
 		notes = append(notes, note)
 		g.log.Warn("port is not diverted", "port", k.Port, "reason", k.Reason)

@@ -170,7 +170,7 @@ func (g *Gateway) serve(ctx context.Context, socket *control.Listener) error {
 
 	err := g.apply(ctx)
 	if err == nil {
-		g.tellSkipped(g.current.Load().settings)
+		g.tellSkipped(&g.current.Load().settings.LinuxFirewall, &config.LinuxFirewall{})
 		g.sup.ready("running")
 		g.log.Log(ctx, LevelNotice, "mailweir runs", "version", g.cfg.Version.Version, "config", g.cfg.Path)
 		err = g.wait(ctx, failed)

@@ -171,7 +171,7 @@ func (g *Gateway) takeOver(ctx context.Context, l *config.Loaded) (applied contr
 		return back(err)
 	}
 	root := &next.settings.Root
-	if root.Log != old.settings.Root.Log || root.DefaultLogLevel != old.settings.Root.DefaultLogLevel {
+	if root.Log.Kind == "File" || root.Log != old.settings.Root.Log || root.DefaultLogLevel != old.settings.Root.DefaultLogLevel {
 		if err := g.logs.set(root.Log, root.DefaultLogLevel, g.cfg.Stderr); err != nil {
 			return back(err)
 		}
@@ -192,10 +192,10 @@ func (g *Gateway) takeOver(ctx context.Context, l *config.Loaded) (applied contr
 	g.state.Unlock()
 	g.events.rotate()
 	g.log.Log(ctx, LevelNotice, "settings taken over", "config", g.cfg.Path)
-	for _, name := range config.RestartNeeded(&g.first, &next.settings) {
+	for _, name := range config.RestartNeeded(&g.first, &old.settings, &next.settings) {
 		applied.Notes = append(applied.Notes, name+" takes effect at the next start")
 	}
-	applied.Notes = append(applied.Notes, g.tellSkipped(next.settings)...)
+	applied.Notes = append(applied.Notes, g.tellSkipped(&next.settings.LinuxFirewall, &old.settings.LinuxFirewall)...)
 	return applied, nil
 }
 
