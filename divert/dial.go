@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,16 +25,15 @@ type Flow struct {
 	Kind   string
 }
 
-// Source ports towards a server on this host. They lie below what clients use as their own ports (from 32768 by
-// default on Linux, from 49152 elsewhere): were one of them the client's next port, its connection could not be told
-// from ours.
-const localPorts = 10000 | 32767<<16
-
-// anyPorts is what the kernel may choose from elsewhere, so that one client can have as many connections to one
-// server as there are ports, not only ip_local_port_range. ip_local_reserved_ports is still honoured (C1-19).
-const anyPorts = 1024 | 65535<<16
-
-const ipLocalPortRange = 51 // IP_LOCAL_PORT_RANGE, Linux 6.3
+// Source ports that we choose ourselves lie below what clients use as their own (from 32768 by default on Linux, from
+// 49152 elsewhere). Were one of them the next port of the same client, towards a server on this host or under
+// conntrack, its connection could not be told from ours. IP_LOCAL_PORT_RANGE cannot choose them: it only narrows the
+// range of the system.
+const (
+	lowPort, highPort = 10000, 32767
+	ownTries          = 16 // in that range; then the kernel's range; then
+	lastTries         = 64 // anywhere: there is no limit below what one client and one server can have (G20)
+)
 
 // Dial opens the server's leg: from the client's own address where so configured, and from the client's own port
 // where that is possible. It carries the server mark and is never diverted again. The error of a server that refuses
@@ -45,20 +47,18 @@ func (d *Divert) Dial(ctx context.Context, f Flow) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
-	for _, s := range source {
-		c, err := d.dialFrom(ctx, f.Server, s)
-		if err == nil {
+	for s := range source {
+		var c net.Conn
+		if c, err = d.dialFrom(ctx, f.Server, s); err == nil {
 			return c, nil
 		}
-		errs = append(errs, err)
 		// The port, or the four of addresses and ports, is taken: the next source has another port (C1-16).
 		if !errors.Is(err, syscall.EADDRINUSE) && !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EACCES) {
 			break
 		}
 		d.bindFailures.Add(1) // C1-18
 	}
-	return nil, fmt.Errorf("dial %v for %v: %w", f.Server, f.Client, errs[len(errs)-1])
+	return nil, fmt.Errorf("dial %v for %v: %w", f.Server, f.Client, err)
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
@@ -79,12 +79,59 @@ type source struct {
 	address netip.Addr // not valid: the kernel chooses
 	port    uint16     // 0: the kernel chooses
 	spoof   bool
-	ports   int // IP_LOCAL_PORT_RANGE, when port is 0
 }
 
-func (d *Divert) source(f Flow) ([]source, error) {
+// chosen yields sources at ports other than the client's.
+func chosen(address netip.Addr, first ...source) iter.Seq[source] {
+	return func(yield func(source) bool) {
+		for _, s := range first {
+			if !yield(s) {
+				return
+			}
+		}
+		if !address.IsValid() {
+			return
+		}
+		reserved := reservedPorts()
+		some := func(tries, low, high int) bool {
+			for range tries {
+				if p := uint16(low + rand.IntN(high-low+1)); !reserved(p) && !yield(source{address, p, true}) {
+					return false
+				}
+			}
+			return true
+		}
+		_ = some(ownTries, lowPort, highPort) && yield(source{address, 0, true}) && some(lastTries, 1024, 65535)
+	}
+}
+
+// reservedPorts reads ip_local_reserved_ports: ports of services that must not be taken by chance (C1-19).
+func reservedPorts() func(uint16) bool {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+	text := strings.TrimSpace(string(b))
+	if err != nil || text == "" {
+		return func(uint16) bool { return false }
+	}
+	var ranges [][2]int
+	for _, word := range strings.Split(text, ",") {
+		low, high, ok := strings.Cut(word, "-")
+		if !ok {
+			high = low
+		}
+		a, err1 := strconv.Atoi(low)
+		b, err2 := strconv.Atoi(high)
+		if err1 == nil && err2 == nil {
+			ranges = append(ranges, [2]int{a, b})
+		}
+	}
+	return func(p uint16) bool {
+		return slices.ContainsFunc(ranges, func(r [2]int) bool { return int(p) >= r[0] && int(p) <= r[1] })
+	}
+}
+
+func (d *Divert) source(f Flow) (iter.Seq[source], error) {
 	if !d.transparently(f.Kind) || !f.Client.IsValid() {
-		return []source{{}}, nil
+		return chosen(netip.Addr{}, source{}), nil
 	}
 	mine, err := isLocal(f.Client.Addr())
 	if err != nil {
@@ -93,7 +140,7 @@ func (d *Divert) source(f Flow) ([]source, error) {
 	if mine {
 		// C1-17: the client's own socket holds the four already, so another port; and a socket that is not
 		// transparent, since the address is our own.
-		return []source{{address: f.Client.Addr()}}, nil
+		return chosen(netip.Addr{}, source{address: f.Client.Addr()}), nil
 	}
 	here, err := isLocal(f.Server.Addr())
 	if err != nil {
@@ -102,15 +149,14 @@ func (d *Divert) source(f Flow) ([]source, error) {
 	if here {
 		// The client's own port is out of the question: the server's socket would have the very four addresses and
 		// ports of the one that we accepted the client on.
-		return []source{{address: f.Client.Addr(), spoof: true, ports: localPorts}}, nil
+		return chosen(f.Client.Addr()), nil
 	}
-	free := source{address: f.Client.Addr(), spoof: true, ports: anyPorts}
 	if tracked() {
 		// Conntrack would take both legs for one connection if they had the same addresses and ports: it would not
 		// translate the second by the NAT rules, and call its packets invalid.
-		return []source{free}, nil
+		return chosen(f.Client.Addr()), nil
 	}
-	return []source{{address: f.Client.Addr(), port: f.Client.Port(), spoof: true}, free}, nil
+	return chosen(f.Client.Addr(), source{f.Client.Addr(), f.Client.Port(), true}), nil
 }
 
 func (d *Divert) transparently(kind string) bool {
@@ -195,18 +241,26 @@ func (d *Divert) prepare(fd, v int, s source) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 		return fmt.Errorf("set IP_BIND_ADDRESS_NO_PORT: %w", err)
 	}
-	if s.ports != 0 {
-		// Kernels before 6.3 do not know it: ip_local_port_range serves then.
-		_ = unix.SetsockoptInt(fd, unix.SOL_IP, ipLocalPortRange, s.ports)
-	}
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Addr: as4(s.address)}
 	if v == 6 {
-		sa = &unix.SockaddrInet6{Addr: s.address.As16()}
+		sa = &unix.SockaddrInet6{Addr: s.address.As16(), ZoneId: zone(s.address)}
 	}
 	if err := unix.Bind(fd, sa); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
 	return nil
+}
+
+// zone is the interface of a link-local address.
+func zone(a netip.Addr) uint32 {
+	if a.Zone() == "" {
+		return 0
+	}
+	i, err := net.InterfaceByName(a.Zone())
+	if err != nil {
+		return 0
+	}
+	return uint32(i.Index)
 }
 
 func as4(a netip.Addr) [4]byte {

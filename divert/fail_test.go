@@ -192,4 +192,3 @@ func TestLiveConnectionsGoOn(t *testing.T) {
 		})
 	}
 }
-

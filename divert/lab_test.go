@@ -307,11 +307,23 @@ func (l *lab) talk(ns netns.NsHandle, to string, from ...string) (via, sees stri
 	return via, sees, err
 }
 
+// look tells what the gateway's kernel holds, for whoever reads a failed test.
+func (l *lab) look() {
+	for _, args := range [][]string{{"nft", "list", "ruleset"}, {"ss", "-tanem"}, {"ip", "neigh"}, {"nstat", "-az"}} {
+		_ = inErr(l.gateway, func() error {
+			out, _ := exec.Command(args[0], args[1:]...).CombinedOutput()
+			l.t.Logf("%v\n%s", args, out)
+			return nil
+		})
+	}
+}
+
 // mustTalk insists on being diverted by kind ("" is directly), and returns the address that the server saw.
 func (l *lab) mustTalk(ns netns.NsHandle, kind, to string, from ...string) netip.AddrPort {
 	l.t.Helper()
 	via, sees, err := l.talk(ns, to, from...)
 	if err != nil {
+		l.look()
 		l.t.Fatalf("talk to %s: via %q, server sees %q: %v", to, via, sees, err)
 	}
 	if kind != "" {
