@@ -116,17 +116,18 @@ func pair(t testing.TB) (near, far net.Conn) {
 
 // flow is one connection through the gateway: what the test plays, and what came of it.
 type flow struct {
-	port   uint16       // of the server, 465 if zero
-	addr   netip.Addr   // of the server
-	from   netip.Addr   // of the client
-	door   inspect.Door // smtp if empty
-	early  []byte       // Request.Early
-	probe  func(context.Context) (net.Conn, error)
-	client func(net.Conn) error                    // plays the client
-	server func(net.Conn) error                    // plays the server
-	before func(client, server net.Conn) error     // plays the door before TLS
-	inside func(*Session) error                    // plays the door; relays if nil
-	dial   func(t testing.TB) (near, far net.Conn) // pair if nil
+	port    uint16        // of the server, 465 if zero
+	addr    netip.Addr    // of the server
+	from    netip.Addr    // of the client
+	door    inspect.Door  // smtp if empty
+	early   []byte        // Request.Early
+	earlyFn func() []byte // the same, known only later
+	probe   func(context.Context) (net.Conn, error)
+	client  func(net.Conn) error                    // plays the client
+	server  func(net.Conn) error                    // plays the server
+	before  func(client, server net.Conn) error     // plays the door before TLS
+	inside  func(*Session) error                    // plays the door; relays if nil
+	dial    func(t testing.TB) (near, far net.Conn) // pair if nil
 }
 
 // outcome is what came of a flow.
@@ -174,6 +175,9 @@ func (b *bench) run(f flow) outcome {
 		if err := f.before(clientNear, serverNear); err != nil {
 			b.t.Errorf("before: %v", err)
 		}
+	}
+	if f.earlyFn != nil {
+		r.Early = f.earlyFn()
 	}
 	s, err := b.u.Unwrap(context.Background(), r)
 	if err != nil {
