@@ -110,6 +110,9 @@ func (p *parser) types(part *Part) (out []mediaType) {
 			if !ok {
 				part.odd(OddMalformedType)
 			}
+			if typ == "" {
+				typ = "text/plain" // RFC 2045 §5.2
+			}
 			out = append(out, mediaType{typ, params})
 		}
 	}

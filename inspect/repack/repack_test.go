@@ -184,14 +184,14 @@ func TestLeafForm(t *testing.T) {
 	binary := []string{"--b", "Content-Type: image/png; name=x.png", "Content-Transfer-Encoding: base64", "", "iVBORw0KGgo", "AAAA==", ""}
 
 	t.Run("M-102 clean neighbours are identical after decoding, and before", func(t *testing.T) {
-		in := mixedMessage(neighbour, part("bad.exe"), binary, part("worse.exe"))
+		in := mixedMessage(neighbour, part("bad.exe"), binary, part("worse.exe"), neighbour)
 		out, tree := repacked(t, Settings{}, in)
 		normal(t, out)
-		if want := "multipart/mixed(1:text/plain 2:text/plain 3:image/png 4:text/plain 5:application/zip)"; shape(tree) != want {
+		if want := "multipart/mixed(1:text/plain 2:text/plain 3:image/png 4:text/plain 5:text/plain 6:application/zip)"; shape(tree) != want {
 			t.Errorf("shape %s", shape(tree))
 		}
 		old := mimetree.Parse(strings.NewReader(in), int64(len(in)), mimetree.Limits{})
-		for i, path := range []string{"1", "", "3"} {
+		for i, path := range []string{"1", "", "3", "", "5"} {
 			if path == "" {
 				continue
 			}
@@ -202,10 +202,15 @@ func TestLeafForm(t *testing.T) {
 				t.Errorf("the octets of part %s changed", path)
 			}
 		}
+		edits, done, err := New(Config{Spool: newPool(t)}).Repack(context.Background(), &inspect.Message{Body: inspect.Bytes(in)}, old, infected(old, inspect.Bytes(in)), "")
+		if err != nil || len(edits.List) != 3 { // two notices and, in one edit, the archive: maild knows it by that
+			t.Errorf("%d edits, %v", len(edits.List), err)
+		}
+		done()
 		if h := in[:old.BodyStart]; !strings.HasPrefix(out, h) {
 			t.Errorf("the header changed: %q", out[:len(h)])
 		}
-		files := unzip(t, content(t, out, tree, "5"), "")
+		files := unzip(t, content(t, out, tree, "6"), "")
 		if len(files) != 2 || files["bad.exe"] != virus || files["worse.exe"] != virus {
 			t.Errorf("archive: %q", files)
 		}
@@ -289,7 +294,7 @@ func TestM106OnlyTopLevelPart(t *testing.T) {
 
 // The words that strangers wrote are shown as words: they are not run, and add neither lines nor fields.
 func TestM104Notice(t *testing.T) {
-	evil := base64.StdEncoding.EncodeToString([]byte("x\r\nBcc: victim@example.org\r\n\r\n--b--\r\n{{.Contacts}} <script>alert(1)</script>\u202egpj.exe"))
+	evil := base64.StdEncoding.EncodeToString([]byte("x\r\nBcc: victim@example.org\r\n\r\n--b--\r\n{{.Contacts}} <script>alert(1)</script>\x1b[31m\u202egpj.exe"))
 	name := "=?utf-8?B?" + base64.StdEncoding.EncodeToString([]byte("../a\r\nBcc: y\r\n\u202etxt.exe")) + "?="
 	in := message("Subject: =?utf-8?B?"+evil+"?=", "From: {{.Host}} <b>x</b>", "Content-Type: multipart/mixed; boundary=b", "",
 		"--b", "Content-Type: a/b; name=\""+name+"\"", "Content-Transfer-Encoding: base64", "", virus64, "--b--")
@@ -304,7 +309,7 @@ func TestM104Notice(t *testing.T) {
 			lines = append(lines, strings.TrimRight(line, "\n"))
 		}
 		for i, line := range lines {
-			if strings.HasPrefix(line, "Bcc") || strings.HasPrefix(line, "--b") || strings.ContainsAny(line, "\r\n\u202e") {
+			if strings.HasPrefix(line, "Bcc") || strings.HasPrefix(line, "--b") || strings.ContainsAny(line, "\r\n\x1b\u202e") {
 				t.Errorf("line %d: %q", i, line)
 			}
 		}
@@ -324,8 +329,8 @@ func TestM104Notice(t *testing.T) {
 		dir := t.TempDir()
 		os.Mkdir(filepath.Join(dir, "en"), 0o700)
 		os.WriteFile(filepath.Join(dir, "en", "repack.txt"), []byte("Achtung, {{.Contacts}}!\n--b--\n"), 0o600)
-		out, tree := repacked(t, Settings{TemplatesDir: dir, TemplateContacts: "Ärzte"}, in)
-		if got := content(t, out, tree, "1"); got != "Achtung, Ärzte!\r\n--b--\r\n" {
+		out, tree := repacked(t, Settings{TemplatesDir: dir, TemplateContacts: "you"}, in)
+		if got := content(t, out, tree, "1"); got != "Achtung, you!\r\n--b--\r\n" {
 			t.Errorf("%q", got)
 		}
 		os.WriteFile(filepath.Join(dir, "en", "repack.txt"), []byte("{{.Nothing}}"), 0o600)
