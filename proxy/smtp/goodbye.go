@@ -22,6 +22,8 @@ func (s *session) goodbye(err error) {
 	s.reason = reasonOf(err)
 	var malformed *smtpwire.ReplyError
 	switch {
+	case (errors.Is(err, errSaid) || errors.Is(err, errIdle)) && !s.hasGreeted():
+		// The server has not spoken yet, so there is nothing that we could say.
 	case errors.Is(err, errQuit):
 		s.waitForServer()
 	case errors.Is(err, errTunnelled), s.ctx.Err() != nil:

@@ -347,6 +347,7 @@ func (s *session) serverEnded(err error) {
 		err = errClosed
 	}
 	s.down = err
+	s.client.flush() // what it has said until then counts
 	if s.phase == phaseCommands {
 		s.client.raw.SetReadDeadline(past)
 	}

@@ -25,7 +25,7 @@ func dialogueTLS(e *proxytest.Env, cfg *Config, how string) {
 	}
 	conf := tlsunwrap.Config{Minter: a, OwnCAs: a.Certificates(), Roots: tlstest.Pool(root), Log: e.Log, Events: e.Events}
 	conf.UnwrapSsl = true
-	if how == "strict" || how == "mirror" {
+	if how == "strict" || how == "mirror" || how == "auto" {
 		conf.Roots = x509.NewCertPool()
 	}
 	if how == "strict" {
@@ -40,6 +40,10 @@ func dialogueTLS(e *proxytest.Env, cfg *Config, how string) {
 	}
 	cfg.TLS = u
 	roots := x509.NewCertPool()
+	if how == "distrusted" {
+		e.ClientTLS = &tls.Config{ServerName: "mx.example", RootCAs: roots}
+		return
+	}
 	roots.AppendCertsFromPEM(a.PEM())
 	e.ClientTLS = &tls.Config{ServerName: "mx.example", RootCAs: roots, InsecureSkipVerify: how == "mirror"}
 }
