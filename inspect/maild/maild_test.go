@@ -12,11 +12,9 @@ import (
 	"io"
 	"mime/quotedprintable"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -395,6 +393,3 @@ func TestNew(t *testing.T) {
 		t.Error("the defaults are no defaults")
 	}
 }
-
-var _ = filepath.Join
-var _ = time.Second

@@ -109,12 +109,10 @@ func (s *sink) close() {
 // section is a part of a body that needs no decoding: it is looked at where it lies.
 func (j *judge) section(body inspect.Body, start, end int64) *stored {
 	st := &stored{close: func() {}}
-	if t, ok := body.(*timedBody); ok {
-		if mem, ok := t.Body.(inspect.Bytes); ok {
-			b := mem[start:end]
-			st.body, st.sum = b, sha256.Sum256(b)
-			return st
-		}
+	if mem, ok := body.(inspect.Bytes); ok {
+		b := mem[start:end]
+		st.body, st.sum = b, sha256.Sum256(b)
+		return st
 	}
 	r := part{io.NewSectionReader(body, start, end-start)}
 	st.body = r
@@ -122,7 +120,7 @@ func (j *judge) section(body inspect.Body, start, end int64) *stored {
 	h.Reset()
 	buf := j.d.pools.copies.Get().(*[copySize]byte)
 	// An error here is met again by the engines, who report it; a sum that is wrong is only never seen again.
-	_, _ = copyAll(h, r, buf[:])
+	_, _ = copyAll(h, until{j.ctx, io.NewSectionReader(r, 0, r.Size())}, buf[:])
 	h.Sum(st.sum[:0])
 	j.d.pools.copies.Put(buf)
 	j.d.pools.hashes.Put(h)
@@ -132,21 +130,18 @@ func (j *judge) section(body inspect.Body, start, end int64) *stored {
 // part makes a section a Body.
 type part struct{ *io.SectionReader }
 
-// timedBody is a body that can be read while there is time: what walks over it without asking for the time comes to
-// its end soon after.
-type timedBody struct {
-	inspect.Body
+// until reads from r while there is time.
+type until struct {
 	ctx context.Context
+	r   io.Reader
 }
 
-func (j *judge) timed(b inspect.Body) *timedBody { return &timedBody{b, j.ctx} }
-
-// ReadAt implements io.ReaderAt.
-func (t *timedBody) ReadAt(p []byte, off int64) (int, error) {
-	if err := t.ctx.Err(); err != nil {
+// Read implements io.Reader.
+func (u until) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
 		return 0, err
 	}
-	return t.Body.ReadAt(p, off)
+	return u.r.Read(p)
 }
 
 // copyAll copies r to w by way of buf.

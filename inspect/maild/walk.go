@@ -82,7 +82,7 @@ func (j *judge) visit(p *mimetree.Part, body inspect.Body, prefix, path string, 
 
 // nested walks a tree over something that was taken out of a part.
 func (j *judge) nested(tree *mimetree.Part, st *stored, prefix string, messages int) {
-	j.walk(tree, j.timed(st.body), prefix, messages, false)
+	j.walk(tree, st.body, prefix, messages, false)
 }
 
 // odd notes something odd about the structure.
@@ -167,7 +167,7 @@ func (j *judge) object(path, name, mediaType string, st *stored, messages int) {
 
 // inside looks for objects within an object: archives, messages, uuencoded files.
 func (j *judge) inside(path, name, mediaType string, st *stored, messages int) {
-	body := j.timed(st.body)
+	body := st.body
 	for _, format := range unpack.Formats(body, body.Size(), name) {
 		where := j.where
 		j.where = path
