@@ -441,7 +441,7 @@ func gatewayMain() int {
 		var err error
 		switch o.Op {
 		case "start":
-			d, err = Open(ctx, Config{Settings: o.Settings, Log: log, Events: func(e, s string) { events.Store(e, s) }})
+			d, err = Open(ctx, Config{Settings: o.Settings, Log: log, Events: func(e, s string) { events.Store(e, s) }, Decide: testDecide()})
 			if err == nil {
 				for _, l := range d.Listeners() {
 					go relay(ctx, d, l)
@@ -468,6 +468,15 @@ func gatewayMain() int {
 			return 1
 		}
 	}
+}
+
+// testDecide is a Decide that answers as the environment says.
+func testDecide() Decide {
+	v, ok := map[string]Verdict{"check": Check, "pass": Pass, "refuse": Refuse, "drop": Drop}[os.Getenv("MAILWEIR_DIVERT_TEST_DECIDE")]
+	if !ok {
+		return nil
+	}
+	return func(SYN) Verdict { return v }
 }
 
 func relay(ctx context.Context, d *Divert, l *Listener) {

@@ -63,8 +63,12 @@ func TestStopWithoutStall(t *testing.T) {
 			if _, bad := l.direct(c[0], c[1], 20000, n, "forward"); bad > 0 {
 				t.Fatalf("%d of %d diverted connections failed or stalled", bad, n)
 			}
-			if os.Getenv("MAILWEIR_DIVERT_TEST_NOSWEEP") != "" { // to see the stall that the cure cures
+			if e := os.Getenv("MAILWEIR_DIVERT_TEST_NOSWEEP"); e != "" { // to see the stall that the cure cures
 				g.kill()
+				if e == "demux" {
+					l.sysctl(l.gateway, "net.ipv4.tcp_early_demux", "0")
+				}
+				fmt.Println(l.run(l.gateway, "", "sh", "-c", "ss -tan | cut -d' ' -f1 | sort | uniq -c; nft list ruleset"))
 				l.run(l.gateway, "", "nft", "flush", "ruleset")
 			} else {
 				g.must(order{Op: "stop"})
