@@ -79,53 +79,55 @@ func oneWay(ctx context.Context, cancel func(), dst, src net.Conn) (n int64, err
 func move(ctx context.Context, dst, src net.Conn) (n int64, err error) {
 	ts, srcTCP := src.(*net.TCPConn)
 	td, dstTCP := dst.(*net.TCPConn)
-	full := 0 // buffers in a row that were filled
+	var own []byte // for a source that cannot be waited for without a buffer: TLS, mostly
+	filled := 0    // reads in a row that filled their buffer
 	for {
 		if srcTCP {
 			if err := waitReadable(ts); err != nil {
 				return n, err
 			}
 		}
-		if srcTCP && dstTCP && full >= 8 {
+		if srcTCP && dstTCP && filled >= 8 {
 			k, err := bulk(ctx, td, ts)
 			n += k
-			full = 0
+			filled = 0
 			if err != nil {
 				return n, eof(err)
 			}
 			continue
 		}
-		k, r, err := pass(dst, src, srcTCP)
-		n += k
+		var k int
+		var full bool
+		if srcTCP || filled > 0 {
+			p := buffers.Get().(*[relayBuffer]byte)
+			k, full, err = pass(dst, src, p[:])
+			buffers.Put(p)
+		} else {
+			if own == nil {
+				own = make([]byte, 4<<10)
+			}
+			k, full, err = pass(dst, src, own)
+		}
+		n += int64(k)
+		if filled++; !full {
+			filled = 0
+		}
 		if err != nil {
 			return n, eof(err)
-		}
-		if r == relayBuffer {
-			full++
-		} else {
-			full = 0
 		}
 	}
 }
 
-// pass moves what one Read gives. A source that cannot be waited for without a buffer gets a small one of its own.
-func pass(dst, src net.Conn, ready bool) (written int64, read int, err error) {
-	var b []byte
-	if ready {
-		p := buffers.Get().(*[relayBuffer]byte)
-		defer buffers.Put(p)
-		b = p[:]
-	} else {
-		b = make([]byte, 4<<10)
-	}
-	read, rerr := src.Read(b)
-	if read > 0 {
-		w, err := dst.Write(b[:read])
-		if err != nil {
-			return int64(w), read, err
+// pass moves what one Read gives, and reports whether it filled b.
+func pass(dst, src net.Conn, b []byte) (n int, full bool, err error) {
+	n, rerr := src.Read(b)
+	full = n == len(b)
+	if n > 0 {
+		if w, err := dst.Write(b[:n]); err != nil {
+			return w, full, err
 		}
 	}
-	return int64(read), read, rerr
+	return n, full, rerr
 }
 
 // eof makes the end of the input no error.

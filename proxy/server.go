@@ -76,8 +76,11 @@ type Server struct {
 	stats     Stats
 }
 
-// grace is how long Drain waits for handlers whose legs have ended under them.
+// grace is how long handlers have to return once their legs have ended under them.
 const grace = 10 * time.Second
+
+// errStuck: a handler waits for something else than its legs and its context, which is a bug of its own.
+var errStuck = errors.New("connections do not end though they were cut off")
 
 // NewServer returns a Server. It raises the process's limit of open files as far as it may, since that bounds the
 // number of connections.
@@ -115,8 +118,8 @@ func NewServer(conf Config) *Server {
 }
 
 // Serve accepts connections from l until ctx ends, Drain is called or l fails, and closes l. It returns once the
-// connections it accepted have ended: at once when ctx ended, as they like otherwise. The error is nil when the end
-// was wanted.
+// connections it accepted have ended: soon after ctx ended, as they like otherwise. The error is nil when the end was
+// wanted.
 func (s *Server) Serve(ctx context.Context, l Listener) error {
 	if !s.addListener(l) {
 		l.Close()
@@ -138,7 +141,9 @@ func (s *Server) Serve(ctx context.Context, l Listener) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		s.expire(&own, done, 0)
+		if !s.expire(&own, done) && err == nil {
+			err = errStuck
+		}
 	}
 	return err
 }
@@ -284,23 +289,19 @@ func (s *Server) Drain(ctx context.Context) error {
 	}
 	left := s.Stats().Active
 	s.cancel()
-	if !s.expire(nil, done, grace) {
-		return fmt.Errorf("drain connections: %d do not end", s.Stats().Active)
+	if !s.expire(nil, done) {
+		return fmt.Errorf("drain connections: %w", errStuck)
 	}
 	return fmt.Errorf("drain connections: %d cut off: %w", left, ctx.Err())
 }
 
 // expire puts the deadlines of the legs of one call of Serve (nil: of all) into the past, again and again, since
-// handlers may set them anew, until done is closed or limit is over (0: no limit).
-func (s *Server) expire(own *sync.WaitGroup, done <-chan struct{}, limit time.Duration) bool {
+// handlers may set them anew, until done is closed. It gives up after the grace and returns false.
+func (s *Server) expire(own *sync.WaitGroup, done <-chan struct{}) bool {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	var over <-chan time.Time
-	if limit > 0 {
-		t := time.NewTimer(limit)
-		defer t.Stop()
-		over = t.C
-	}
+	over := time.NewTimer(grace)
+	defer over.Stop()
 	past := time.Unix(1, 0)
 	for {
 		s.mu.Lock()
@@ -314,7 +315,7 @@ func (s *Server) expire(own *sync.WaitGroup, done <-chan struct{}, limit time.Du
 		select {
 		case <-done:
 			return true
-		case <-over:
+		case <-over.C:
 			return false
 		case <-tick.C:
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -206,6 +207,58 @@ func TestAborted(t *testing.T) {
 	if err := r.Drain(); err != io.ErrClosedPipe {
 		t.Errorf("input error: %v", err)
 	}
+}
+
+// TestSplits cuts a block and what follows at every octet, as TCP may: a true end is found, wherever it is cut.
+func TestSplits(t *testing.T) {
+	t.Run("S-133 end of data cut at every octet", func(t *testing.T) {
+		block := "a\r\n..b\r\n.c\r\n\r\n.\r\nNOOP\r\n"
+		for i := 0; i <= len(block); i++ {
+			for j := i; j <= len(block); j++ {
+				br := bufio.NewReaderSize(io.MultiReader(strings.NewReader(block[:i]), strings.NewReader(block[i:j]), strings.NewReader(block[j:])), 64)
+				r := NewReader(br)
+				content, err := io.ReadAll(r)
+				rest, _ := io.ReadAll(br)
+				if err != nil || string(content) != "a\r\n.b\r\nc\r\n\r\n" || string(rest) != "NOOP\r\n" || !r.Info().Exact() {
+					t.Fatalf("cut at %d and %d: %q, rest %q, %v", i, j, content, rest, err)
+				}
+			}
+		}
+	})
+}
+
+// endless gives one octet again and again.
+type endless byte
+
+func (e endless) Read(p []byte) (int, error) {
+	p[0] = byte(e)
+	for n := 1; n < len(p); n *= 2 {
+		copy(p[n:], p[:n])
+	}
+	return len(p), nil
+}
+
+// TestLongLines: there is no line buffer.
+func TestLongLines(t *testing.T) {
+	t.Run("S-140 100 MB without a line end", func(t *testing.T) {
+		const size = 100 << 20
+		br := bufio.NewReaderSize(io.MultiReader(io.LimitReader(endless('a'), size), strings.NewReader("\r\n.\r\n")), 64<<10)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		r := NewReader(br)
+		w := NewWriter(io.Discard, nil)
+		n, err := r.WriteTo(w)
+		runtime.ReadMemStats(&after)
+		if err != nil || n != size+2 || w.Finish(false) != nil || w.Wire() != size+2 {
+			t.Fatalf("%d octets, %v", n, err)
+		}
+		if info := r.Info(); info.Longest != size || info.Octets != size+2 || !info.Exact() {
+			t.Errorf("%+v", info)
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+			t.Errorf("%d octets of memory", n)
+		}
+	})
 }
 
 // limited fails after n octets.
