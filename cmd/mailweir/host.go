@@ -19,7 +19,7 @@ import (
 )
 
 type certificateCmd struct {
-	Print     certPrintCmd     `cmd:"" default:"1" hidden:""`
+	Print certPrintCmd `cmd:"" default:"1" hidden:""`
 }
 
 type certPrintCmd struct{}
