@@ -13,6 +13,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,14 +55,20 @@ type badChain struct {
 	max    uint16 // version of the server, 0 for any
 }
 
+// rsaKey returns an RSA key; making one takes long, and tests do not need their own.
 func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
 	t.Helper()
-	k, err := rsa.GenerateKey(rand.Reader, bits)
+	k, err := map[int]func() (*rsa.PrivateKey, error){1024: rsa1024, 2048: rsa2048}[bits]()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return k
 }
+
+var (
+	rsa1024 = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 1024) })
+	rsa2048 = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+)
 
 func leafWith(ch tlstest.Change) func(*testing.T, *bench) tls.Certificate {
 	return func(t *testing.T, b *bench) tls.Certificate { return b.root.Leaf(t, []string{mx}, ch) }
