@@ -87,3 +87,15 @@ func BenchmarkWalkDecodeSum(b *testing.B) {
 		walkSum(s)
 	}
 }
+
+func BenchmarkFindUU(b *testing.B) {
+	for name, s := range map[string][]byte{"octets": octets(1 << 20), "text": []byte(strings.Repeat("It begins with the beginning, being a number of beans - and bends.\r\n", 15_000))} {
+		b.Run(name, func(b *testing.B) {
+			r := bytes.NewReader(s)
+			b.SetBytes(int64(len(s)))
+			for b.Loop() {
+				FindUU(r, 0, int64(len(s)), 0)
+			}
+		})
+	}
+}

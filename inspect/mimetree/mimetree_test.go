@@ -323,3 +323,97 @@ func walkSum(s []byte) (sum [32]byte) {
 	}
 	return sum
 }
+
+func TestFindUU(t *testing.T) {
+	block := "begin 644 a b.zip\r\n" + uuencode(payload) + "\r\n`\r\nend\r\n"
+	b64 := "begin-base64 755 c.zip\n" + payload64 + "\n====\n"
+	for _, c := range []struct {
+		name, in string
+		want     []string
+	}{
+		{"none", "to begin with\r\nbegin the begin\r\nbegin 644 x\r\nno such line, it is text that does not fit at all, the length is wrong\r\n", nil},
+		{"one", block, []string{"a b.zip"}},
+		{"in text", "hello\r\n" + block + "bye\r\n", []string{"a b.zip"}},
+		{"two", block + "\r\n" + block, []string{"a b.zip", "a b.zip"}},
+		{"base64", "x\n" + b64, []string{"c.zip"}},
+		{"no end", strings.TrimSuffix(block, "`\r\nend\r\n"), []string{"a b.zip"}},
+		{"far away", strings.Repeat("text, text\r\n", 20_000) + block, []string{"a b.zip"}},
+		{"across the window", strings.Repeat("x", windowSize-9) + "\r\n" + block, []string{"a b.zip"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var names []string
+			in := "before " + c.in
+			for _, u := range FindUU(strings.NewReader(in), 7, int64(len(in)), 0) {
+				names = append(names, u.Name)
+				if b, err := io.ReadAll(u.Decoded(strings.NewReader(in))); err != nil || string(b) != payload {
+					t.Errorf("content %q, %v", b, err)
+				}
+			}
+			if !slices.Equal(names, c.want) {
+				t.Errorf("names %q", names)
+			}
+		})
+	}
+}
+
+// failing is a body whose end cannot be read.
+type failing struct {
+	io.ReaderAt
+	from int64
+}
+
+func (f failing) ReadAt(b []byte, off int64) (int, error) {
+	if off >= f.from {
+		return 0, io.ErrNoProgress
+	}
+	n, err := f.ReaderAt.ReadAt(b[:min(int64(len(b)), f.from-off)], off)
+	if n < len(b) {
+		err = io.ErrNoProgress
+	}
+	return n, err
+}
+
+func TestUnreadableBody(t *testing.T) {
+	in := string(sample(200 << 10))
+	for _, from := range []int64{0, 1, 100, 300, 1500, 70_000, 140_000} {
+		body := failing{strings.NewReader(in), from}
+		for p := range Parse(body, int64(len(in)), Limits{}).All() {
+			if _, err := p.Decoded(body).WriteTo(io.Discard); err == nil && p.Kind == Leaf && p.BodyStart < p.End && p.End > from {
+				t.Errorf("%d: no error from part %q, which ends at %d", from, p.Path, p.End)
+			}
+		}
+	}
+}
+
+func TestLongMessageInLittleMemory(t *testing.T) {
+	body := endless{head: message("Content-Type: multipart/mixed; boundary=b", "", "--b", "Content-Transfer-Encoding: base64", ""), line: strings.Repeat("QUJD", 19) + "\r\n"}
+	const size = 256 << 20
+	var tree *Part
+	n := testing.Benchmark(func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			tree = Parse(body, size, Limits{})
+		}
+	}).AllocedBytesPerOp()
+	if n > 256<<10 {
+		t.Errorf("%d octets allocated for %d", n, size)
+	}
+	if len(tree.Children) != 1 || tree.Children[0].End < size-2 {
+		t.Errorf("%v", tree.Children)
+	}
+}
+
+// endless is a body that needs no memory.
+type endless struct{ head, line string }
+
+func (e endless) ReadAt(b []byte, off int64) (n int, err error) {
+	if off < int64(len(e.head)) {
+		n = copy(b, e.head[off:])
+	}
+	at := int((off + int64(n) - int64(len(e.head))) % int64(len(e.line)))
+	for n < len(b) {
+		n += copy(b[n:], e.line[at:])
+		at = 0
+	}
+	return n, nil
+}

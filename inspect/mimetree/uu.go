@@ -17,7 +17,7 @@ func (u UU) Decoded(body io.ReaderAt) *Decoder {
 	if !u.base64 {
 		return newDecoder(body, u.Start, u.End, "uuencode")
 	}
-	w := window{body: body, size: u.End}
+	w := window{body: body, base: u.Start, size: u.End}
 	_, start, _ := w.line(u.Start, u.End)
 	return newDecoder(body, start, u.End, "base64")
 }
@@ -28,7 +28,7 @@ func FindUU(body io.ReaderAt, start, end int64, max int) (found []UU) {
 	if max <= 0 {
 		max = 100
 	}
-	w := window{body: body, size: end}
+	w := window{body: body, base: start, size: end}
 	for pos, lineStart := start, true; pos < end && len(found) < max; {
 		b := w.at(pos, end)
 		i := begin(b, lineStart)

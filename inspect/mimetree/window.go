@@ -14,6 +14,7 @@ const (
 // window shows a moving piece of the message.
 type window struct {
 	body   io.ReaderAt
+	base   int64 // nothing before it is asked for
 	size   int64
 	buf    []byte // what is shown
 	off    int64  // where in the message buf begins
@@ -42,7 +43,7 @@ func (w *window) at(pos, limit int64) []byte {
 // load makes the window begin at pos.
 func (w *window) load(pos int64) {
 	if w.mem == nil {
-		w.mem = make([]byte, min(w.size, windowSize))
+		w.mem = make([]byte, max(min(w.size-w.base, windowSize), 0))
 	}
 	want := min(int64(len(w.mem)), w.size-pos)
 	n, _ := w.body.ReadAt(w.mem[:want], pos)
