@@ -26,8 +26,8 @@ var built struct {
 	err  error
 }
 
-// binary returns the mailweir to test: the one that the environment names, or one built here.
-func binary(t *testing.T) string {
+// mailweir returns the mailweir to test: the one that the environment names, or one built here.
+func mailweir(t *testing.T) string {
 	t.Helper()
 	if p := os.Getenv("MAILWEIR_BINARY"); p != "" {
 		return p

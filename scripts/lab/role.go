@@ -201,69 +201,18 @@ func (s Script) call() error {
 	if err != nil {
 		return err
 	}
-	t := NewTalk(c)
-	at := func(stage Stage) error {
+	r, err := NewTalk(c).Deliver(content, s.To, s.Bdat, func(stage Stage) error {
 		if stage == s.HoldAt {
 			return hold(stage)
 		}
 		return nil
-	}
-	steps := []struct {
-		stage Stage
-		do    func() error
-	}{
-		{AtConnect, t.Greet},
-		{AtMail, func() error { return t.Must(250, "MAIL FROM:<a@client.example>") }},
-		{AtRcpt, func() error { return t.Must(250, "RCPT TO:<%s>", s.To) }},
-	}
-	if s.Bdat {
-		half := len(content) / 2
-		steps = append(steps, []struct {
-			stage Stage
-			do    func() error
-		}{
-			{AtData, func() error {
-				if _, err := fmt.Fprintf(t, "BDAT %d\r\n%s", half, content[:half]); err != nil {
-					return err
-				}
-				r, err := t.Reply()
-				if err == nil && r.Code != 250 {
-					err = fmt.Errorf("first chunk: got %s", r)
-				}
-				return err
-			}},
-			{AtContent, func() error {
-				_, err := fmt.Fprintf(t, "BDAT %d LAST\r\n%s", len(content)-half, content[half:len(content)-1])
-				return err
-			}},
-			{AtDot, func() error { _, err := t.Write(content[len(content)-1:]); return err }},
-		}...)
-	} else {
-		wire := Stuff(content)
-		steps = append(steps, []struct {
-			stage Stage
-			do    func() error
-		}{
-			{AtData, func() error { return t.Must(354, "DATA") }},
-			{AtContent, func() error { _, err := t.Write(wire[:len(wire)/2]); return err }},
-			{AtDot, func() error { _, err := t.Write(wire[len(wire)/2:]); return err }},
-		}...)
-	}
-	for _, x := range steps {
-		if err := at(x.stage); err != nil {
-			return err
-		}
-		if err := x.do(); err != nil {
-			return err
-		}
-	}
-	if err := at(AtReply); err != nil {
-		return err
-	}
-	r, err := t.Reply()
+	})
 	if err != nil {
 		return err
 	}
 	fmt.Println("sent", r.Code)
-	return at(AtDone)
+	if s.HoldAt == AtDone {
+		return hold(AtDone)
+	}
+	return nil
 }

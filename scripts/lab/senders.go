@@ -68,7 +68,7 @@ func bracketed(ip string) string {
 
 // sendSwaks gives swaks the very octets of the wire: it changes nothing when told so.
 func sendSwaks(ctx context.Context, e Errand) (string, error) {
-	data, err := e.file("swaks-*", Stuff(e.Content))
+	data, err := e.file("swaks-*", bytes.TrimSuffix(Stuff(e.Content), []byte("\r\n"))) // it adds the last line end
 	if err != nil {
 		return "", err
 	}

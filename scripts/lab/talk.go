@@ -174,6 +174,55 @@ func (t *Talk) Bdat(content []byte, size int) (r Reply, err error) {
 	}
 }
 
+// Deliver holds a whole conversation up to the reply to the message. at, when set, is called before each step; its error
+// ends the conversation. The steps are AtConnect, AtMail, AtRcpt, AtData, AtContent (the first half goes out), AtDot
+// (the second half) and AtReply.
+func (t *Talk) Deliver(content []byte, to string, bdat bool, at func(Stage) error) (Reply, error) {
+	type step struct {
+		stage Stage
+		do    func() error
+	}
+	steps := []step{
+		{AtConnect, t.Greet},
+		{AtMail, func() error { return t.Must(250, "MAIL FROM:<a@client.example>") }},
+		{AtRcpt, func() error { return t.Must(250, "RCPT TO:<%s>", to) }},
+	}
+	send := func(b []byte) func() error {
+		return func() error { _, err := t.Write(b); return err }
+	}
+	half := len(content) / 2
+	if bdat {
+		first := append(fmt.Appendf(nil, "BDAT %d\r\n", half), content[:half]...)
+		second := append(fmt.Appendf(nil, "BDAT %d LAST\r\n", len(content)-half), content[half:]...)
+		steps = append(steps, step{AtData, func() error {
+			if err := send(first)(); err != nil {
+				return err
+			}
+			r, err := t.Reply()
+			if err == nil && !r.Good() {
+				err = fmt.Errorf("first chunk: got %s", r)
+			}
+			return err
+		}}, step{AtContent, send(second[:len(second)-1])}, step{AtDot, send(second[len(second)-1:])})
+	} else {
+		wire := Stuff(content)
+		steps = append(steps, step{AtData, func() error { return t.Must(354, "DATA") }},
+			step{AtContent, send(wire[:len(wire)/2])}, step{AtDot, send(wire[len(wire)/2:])})
+	}
+	steps = append(steps, step{AtReply, func() error { return nil }})
+	for _, s := range steps {
+		if at != nil {
+			if err := at(s.stage); err != nil {
+				return Reply{}, err
+			}
+		}
+		if err := s.do(); err != nil {
+			return Reply{}, fmt.Errorf("at %s: %w", s.stage, err)
+		}
+	}
+	return t.Reply()
+}
+
 // Stuff returns content as DATA sends it: dots doubled after CRLF, and the end. Content that lacks a final CRLF gets
 // one, since DATA cannot say otherwise.
 func Stuff(content []byte) []byte {
