@@ -151,6 +151,35 @@ func TestToolsArchives(t *testing.T) {
 	}
 }
 
+// The tools' archives again, where the tools are not installed.
+func TestGolden(t *testing.T) {
+	for _, c := range []struct {
+		file, want string
+		err        error
+	}{
+		{"hello.zip", "/a.txt = " + payload, nil},
+		{"a.txt.gz", "/ = " + payload, nil},
+		{"a.txt.bz2", "/ = " + payload, nil},
+		{"a.tar", "/a.txt = " + payload, nil},
+		{"a.tar.gz", "//a.txt = " + payload, nil},
+		{"crypted.zip", "", ErrEncrypted},
+		{"aes.zip", "", ErrEncrypted},
+		{"lzma.zip", "", ErrUnsupported},
+	} {
+		t.Run(c.file, func(t *testing.T) {
+			f := all(read(t, filepath.Join("testdata", c.file)), DefaultLimits())
+			if c.err != nil {
+				if !f.failed(c.err) || len(f.errs) != 1 || len(f.objects) > 0 {
+					t.Errorf("errors %v, objects %q", f.errs, f.objects)
+				}
+				return
+			}
+			f.has(t, c.want)
+			f.clean(t)
+		})
+	}
+}
+
 func TestOddToolsArchives(t *testing.T) {
 	for _, c := range []struct{ name, command, want, odd string }{
 		{"zip behind a program", "zip -q x.zip a.txt; (head -c 3000 /bin/sh; cat x.zip) > out", "/a.txt = " + payload, "prepended-data"},
@@ -411,6 +440,17 @@ func FuzzWalk(f *testing.F) {
 	f.Add(zipOf(f, zip.Store, [2]string{"a", string(gz([]byte(payload)))}))
 	f.Add(gz([]byte(payload)))
 	f.Add(append(gz(nil), gz([]byte(payload))...))
+	golden, err := filepath.Glob("testdata/*.*")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range golden {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 1<<16 {
 			return
