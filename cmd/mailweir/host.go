@@ -19,7 +19,9 @@ import (
 )
 
 type certificateCmd struct {
-	Print certPrintCmd `cmd:"" default:"1" hidden:""`
+	Print     certPrintCmd     `cmd:"" default:"1" hidden:""`
+	Install   certInstallCmd   `cmd:"" help:"Put it into this machine's trust stores."`
+	Uninstall certUninstallCmd `cmd:"" help:"Take it out of them again."`
 }
 
 type certPrintCmd struct{}
@@ -117,27 +119,24 @@ func (divertOffCmd) Run(a *app) error {
 
 type doctorCmd struct{}
 
-// check is one thing that the doctor looked at.
-type check struct{ Name, State, Detail, Fix string } // State: ok, warn, bad
-
 // Run implements the command.
 func (doctorCmd) Run(a *app) error {
 	l, err := a.load()
 	if err != nil {
 		return err
 	}
-	checks := ownChecks(a.ctx, l)
+	checks := append(ownChecks(a.ctx, l), divert.Doctor(a.ctx, gateway.Diverted(&l.Settings.LinuxFirewall))...)
 	bad := false
 	for _, c := range checks {
 		if err := a.print("%-4s %s: %s\n", c.State, c.Name, plain(c.Detail)); err != nil {
 			return err
 		}
-		if c.Fix != "" && c.State != "ok" {
+		if c.Fix != "" && c.State != divert.OK {
 			if err := a.print("     %s\n", c.Fix); err != nil {
 				return err
 			}
 		}
-		bad = bad || c.State == "bad"
+		bad = bad || c.State == divert.Bad
 	}
 	if bad {
 		return status(1)
@@ -146,53 +145,53 @@ func (doctorCmd) Run(a *app) error {
 }
 
 // ownChecks are those that are not about diverting.
-func ownChecks(ctx context.Context, l *config.Loaded) []check {
+func ownChecks(ctx context.Context, l *config.Loaded) []divert.Check {
 	root := &l.Settings.Root
-	list := []check{{Name: "configuration", State: "ok", Detail: l.File.Path + " is good"}}
+	list := []divert.Check{{Name: "configuration", State: divert.OK, Detail: l.File.Path + " is good"}}
 	for _, d := range []struct{ name, dir string }{{"StateDir", root.StateDir}, {"SpoolDir", root.SpoolDir}} {
 		list = append(list, checkDir(d.name, d.dir))
 	}
-	gw := check{Name: "gateway", State: "ok", Detail: "running"}
+	gw := divert.Check{Name: "gateway", State: divert.OK, Detail: "running"}
 	if !(control.Client{Path: root.ControlSocket}).Running(ctx) {
-		gw = check{Name: "gateway", State: "warn", Detail: "not running", Fix: "systemctl start mailweir, or mailweir run"}
+		gw = check{Name: "gateway", State: divert.Warn, Detail: "not running", Fix: "systemctl start mailweir, or mailweir run"}
 	}
 	list = append(list, gw)
 	if l.Settings.ClamD.ClamdSocket != "" {
 		list = append(list, checkClamd(ctx, l.Settings.ClamD))
 	}
 	for _, k := range gateway.Skipped(&l.Settings.LinuxFirewall) {
-		list = append(list, check{Name: fmt.Sprintf("port %d", k.Port), State: "warn", Detail: "not diverted: " + k.Reason})
+		list = append(list, divert.Check{Name: fmt.Sprintf("port %d", k.Port), State: divert.Warn, Detail: "not diverted: " + k.Reason})
 	}
 	return list
 }
 
 // checkDir says whether a directory can be written, or made.
-func checkDir(name, dir string) check {
+func checkDir(name, dir string) divert.Check {
 	at := dir
 	for {
 		info, err := os.Stat(at)
 		if err == nil && !info.IsDir() {
-			return check{Name: name, State: "bad", Detail: at + " is not a directory", Fix: "set Root." + name + " to another path"}
+			return divert.Check{Name: name, State: divert.Bad, Detail: at + " is not a directory", Fix: "set Root." + name + " to another path"}
 		}
 		if err == nil {
 			break
 		}
 		if !errors.Is(err, fs.ErrNotExist) || at == "/" {
-			return check{Name: name, State: "bad", Detail: err.Error()}
+			return divert.Check{Name: name, State: divert.Bad, Detail: err.Error()}
 		}
 		at = filepath.Dir(at)
 	}
 	f, err := os.CreateTemp(at, ".doctor-")
 	if err != nil {
-		return check{Name: name, State: "bad", Detail: "cannot be written: " + err.Error(), Fix: "run as root, or give the gateway's user the right to write"}
+		return divert.Check{Name: name, State: divert.Bad, Detail: "cannot be written: " + err.Error(), Fix: "run as root, or give the gateway's user the right to write"}
 	}
 	f.Close()
 	os.Remove(f.Name())
-	return check{Name: name, State: "ok", Detail: dir + " can be written"}
+	return divert.Check{Name: name, State: divert.OK, Detail: dir + " can be written"}
 }
 
-func checkClamd(ctx context.Context, s clamd.Settings) check {
-	c := check{Name: "clamd", State: "ok", Detail: s.ClamdSocket + " answers"}
+func checkClamd(ctx context.Context, s clamd.Settings) divert.Check {
+	c := divert.Check{Name: "clamd", State: divert.OK, Detail: s.ClamdSocket + " answers"}
 	e, err := clamd.New(clamd.Config{Settings: s})
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -200,7 +199,7 @@ func checkClamd(ctx context.Context, s clamd.Settings) check {
 		err = e.Ping(ctx)
 	}
 	if err != nil {
-		c.State, c.Detail, c.Fix = "bad", err.Error(), "start clamd, or correct ClamD.ClamdSocket"
+		c.State, c.Detail, c.Fix = divert.Bad, err.Error(), "start clamd, or correct ClamD.ClamdSocket"
 	}
 	return c
 }
