@@ -153,7 +153,7 @@ func ownChecks(ctx context.Context, l *config.Loaded) []divert.Check {
 	}
 	gw := divert.Check{Name: "gateway", State: divert.OK, Detail: "running"}
 	if !(control.Client{Path: root.ControlSocket}).Running(ctx) {
-		gw = check{Name: "gateway", State: divert.Warn, Detail: "not running", Fix: "systemctl start mailweir, or mailweir run"}
+		gw = divert.Check{Name: "gateway", State: divert.Warn, Detail: "not running", Fix: "systemctl start mailweir, or mailweir run"}
 	}
 	list = append(list, gw)
 	if l.Settings.ClamD.ClamdSocket != "" {
