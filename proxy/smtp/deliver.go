@@ -209,6 +209,9 @@ func (s *session) delivered(m *message, v *inspect.Verdict, finals []smtpwire.Re
 	case err == nil:
 		s.noteOutcome(m, v, finals)
 		return nil
+	case finals[len(finals)-1].Code != 0: // every reply has arrived; only then something failed
+		s.noteOutcome(m, v, finals)
+		return err
 	case errors.As(err, &no) && no.Code >= 400: // S-146: the reply to DATA is the reply to the message
 		s.recordMessage(m, "Refused", "server", v)
 		return s.finalAnswer(m, no.Raw)
@@ -220,10 +223,6 @@ func (s *session) delivered(m *message, v *inspect.Verdict, finals []smtpwire.Re
 		s.recordMessage(m, "Defer", "ambiguous", v)
 		return s.leftOver(finals, s.reply(451, "4.3.0", "Message cannot be processed now, try again later "+m.ID))
 	case s.ctx.Err() != nil:
-		return err
-	}
-	if finals[len(finals)-1].Code != 0 { // every reply has arrived; only then something failed
-		s.noteOutcome(m, v, finals)
 		return err
 	}
 	reply := s.serverLost()

@@ -151,7 +151,43 @@ func newPipeHarness(t *testing.T, change func(*Config)) *harness {
 	t.Helper()
 	client, front := net.Pipe()
 	server, back := net.Pipe()
-	return startHarness(t, change, client, front, server, back)
+	h := startHarness(t, change, client, front, server, back)
+	h.c.br, h.s.br = bufio.NewReader(pump(client)), bufio.NewReader(pump(server))
+	return h
+}
+
+// pump gives a net.Pipe what a socket has, a buffer at the reader: it always reads, until the end.
+func pump(c net.Conn) io.Reader {
+	p := &pumped{more: make(chan []byte, 1<<12)}
+	go func() {
+		defer close(p.more)
+		for {
+			b := make([]byte, 4096)
+			n, err := c.Read(b)
+			if p.more <- b[:n]; err != nil {
+				return
+			}
+		}
+	}()
+	return p
+}
+
+type pumped struct {
+	more chan []byte
+	have []byte
+}
+
+// Read implements io.Reader.
+func (p *pumped) Read(b []byte) (int, error) {
+	for len(p.have) == 0 {
+		var ok bool
+		if p.have, ok = <-p.more; !ok {
+			return 0, io.EOF
+		}
+	}
+	n := copy(b, p.have)
+	p.have = p.have[n:]
+	return n, nil
 }
 
 func startHarness(t *testing.T, change func(*Config), client, front, server, back net.Conn) *harness {

@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -33,12 +34,14 @@ type leg struct {
 	// tick is called when the deadline has passed; nil means to go on waiting.
 	tick func() error
 
+	ctx      context.Context
+	patience time.Duration // how long one write may take
 	received atomic.Int64
 	sent     atomic.Int64
 }
 
-func newLeg(c net.Conn) *leg {
-	l := &leg{conn: c, raw: c}
+func newLeg(ctx context.Context, c net.Conn, patience time.Duration) *leg {
+	l := &leg{conn: c, raw: c, ctx: ctx, patience: patience}
 	l.br = bufio.NewReaderSize(l, lineBuffer)
 	return l
 }
@@ -84,8 +87,7 @@ func (l *leg) flush() error {
 	if len(l.out) == 0 {
 		return nil
 	}
-	n, err := l.conn.Write(l.out)
-	l.sent.Add(int64(n))
+	_, err := l.Write(l.out)
 	if cap(l.out) > lineBuffer {
 		l.out = nil // do not keep what one long line needed
 	} else {
@@ -94,8 +96,12 @@ func (l *leg) flush() error {
 	return err
 }
 
-// Write lets content pass to the peer; it counts.
+// Write lets content pass to the peer.
 func (l *leg) Write(p []byte) (int, error) {
+	l.raw.SetWriteDeadline(time.Now().Add(l.patience))
+	if l.ctx.Err() != nil {
+		l.raw.SetWriteDeadline(past)
+	}
 	n, err := l.conn.Write(p)
 	l.sent.Add(int64(n))
 	return n, err

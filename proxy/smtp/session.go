@@ -114,7 +114,8 @@ type dialogue struct {
 }
 
 func newSession(ctx context.Context, h *Handler, c *proxy.Conn, server net.Conn) *session {
-	s := &session{h: h, ctx: ctx, c: c, client: newLeg(c.Conn), server: newLeg(server), log: h.log.With("conn", c.ID)}
+	s := &session{h: h, ctx: ctx, c: c, log: h.log.With("conn", c.ID)}
+	s.client, s.server = newLeg(ctx, c.Conn, h.set.DataTimeout), newLeg(ctx, server, h.set.DataTimeout)
 	s.cond = sync.NewCond(&s.mu)
 	s.client.before, s.client.tick = s.beforeClient, s.clientTick
 	s.server.before, s.server.tick = s.beforeServer, s.serverTick
