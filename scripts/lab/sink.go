@@ -171,6 +171,9 @@ func (s *Sink) Wait(ctx context.Context, n int) error {
 	}
 }
 
+// Take stores a message that another sink received.
+func (s *Sink) Take(m Stored) error { return s.store(m) }
+
 func (s *Sink) store(m Stored) error {
 	if s.Keep != nil {
 		if err := s.Keep(m); err != nil {
