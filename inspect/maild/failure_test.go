@@ -220,7 +220,7 @@ func TestSpoolFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := newMailD(t, Config{Spool: pool})
-	v := d.Scan(context.Background(), message(attach("a.bin", "application/octet-stream", "base64", b64(strings.Repeat("x", 300<<10)))))
+	v := d.Scan(context.Background(), message(attach("a.bin", "application/octet-stream", "base64", b64(strings.Repeat("x", 2<<20)))))
 	if v.Action != inspect.Defer || v.Reason != "unchecked:unavailable" || !errors.Is(v.Err, spool.ErrQuota) {
 		t.Errorf("verdict %+v", v)
 	}

@@ -6,26 +6,47 @@ import (
 	"hash"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"mailweir/inspect"
 	"mailweir/inspect/spool"
 )
 
-// memorySize is how large an object may be to be kept in memory; longer ones lie in the spool. Objects are looked at
-// one at a time, so that there is one at each level of nesting.
-const memorySize = 128 << 10
-
-const copySize = 32 << 10
+// Where objects lie while they are looked at: a small one in memory; a larger one in memory too, as long as one of the
+// few large buffers is free; everything else in the spool. Objects are looked at one at a time, so that a message holds
+// one at each level of nesting.
+const (
+	smallSize    = 64 << 10
+	largeSize    = 1 << 20
+	largeBuffers = 8 // in use at a time, by all messages together
+	copySize     = 32 << 10
+)
 
 // pools lends buffers.
 type pools struct {
-	memory, copies, hashes sync.Pool
+	small, large, copies, hashes sync.Pool
+	larges                       atomic.Int32 // large ones in use
 }
 
 func (p *pools) init() {
-	p.memory.New = func() any { return new([memorySize]byte) }
+	p.small.New = func() any { return new([smallSize]byte) }
+	p.large.New = func() any { return new([largeSize]byte) }
 	p.copies.New = func() any { return new([copySize]byte) }
 	p.hashes.New = func() any { return sha256.New() }
+}
+
+// borrowLarge returns a large buffer, or nil when too many are in use.
+func (p *pools) borrowLarge() *[largeSize]byte {
+	if p.larges.Add(1) > largeBuffers {
+		p.larges.Add(-1)
+		return nil
+	}
+	return p.large.Get().(*[largeSize]byte)
+}
+
+func (p *pools) giveBackLarge(b *[largeSize]byte) {
+	p.large.Put(b)
+	p.larges.Add(-1)
 }
 
 // stored is an object at rest.
@@ -38,7 +59,8 @@ type stored struct {
 // store takes an object out of r, which is read once: it is hashed on the way. After an error stored is what came before
 // it, and must be closed all the same.
 func (j *judge) store(r io.Reader) (*stored, error) {
-	s := &sink{j: j, hash: j.d.pools.hashes.Get().(hash.Hash), memory: j.d.pools.memory.Get().(*[memorySize]byte)}
+	s := &sink{j: j, hash: j.d.pools.hashes.Get().(hash.Hash), small: j.d.pools.small.Get().(*[smallSize]byte)}
+	s.memory = s.small[:0]
 	s.hash.Reset()
 	whole := false
 	defer func() {
@@ -61,7 +83,7 @@ func (j *judge) store(r io.Reader) (*stored, error) {
 	if s.file != nil {
 		st.body = s.file
 	} else {
-		st.body = inspect.Bytes(s.memory[:s.n])
+		st.body = inspect.Bytes(s.memory)
 	}
 	return st, err
 }
@@ -70,8 +92,9 @@ func (j *judge) store(r io.Reader) (*stored, error) {
 type sink struct {
 	j      *judge
 	hash   hash.Hash
-	memory *[memorySize]byte
-	n      int
+	memory []byte // of small or large
+	small  *[smallSize]byte
+	large  *[largeSize]byte
 	file   *spool.File
 }
 
@@ -80,29 +103,52 @@ func (s *sink) Write(b []byte) (int, error) {
 	if err := s.j.ctx.Err(); err != nil {
 		return 0, err
 	}
-	if s.file == nil && s.n+len(b) <= memorySize {
-		s.hash.Write(b)
-		s.n += copy(s.memory[s.n:], b)
-		return len(b), nil
-	}
-	if s.file == nil {
-		s.file = s.j.d.cfg.Spool.Create()
-		if _, err := s.file.Write(s.memory[:s.n]); err != nil {
+	if s.file == nil && len(s.memory)+len(b) > cap(s.memory) {
+		if err := s.grow(len(b)); err != nil {
 			return 0, err
 		}
 	}
-	n, err := s.file.Write(b)
-	s.hash.Write(b[:n])
-	return n, err
+	n := len(b)
+	if s.file == nil {
+		s.memory = append(s.memory, b...)
+	} else if _, err := s.file.Write(b); err != nil {
+		return 0, err
+	}
+	s.hash.Write(b)
+	return n, nil
+}
+
+// grow makes room for n octets more.
+func (s *sink) grow(n int) error {
+	if s.large == nil && len(s.memory)+n <= largeSize {
+		if s.large = s.j.d.pools.borrowLarge(); s.large != nil {
+			s.memory = s.large[:copy(s.large[:], s.memory)]
+			return nil
+		}
+	}
+	s.file = s.j.d.cfg.Spool.Create()
+	_, err := s.file.Write(s.memory)
+	s.free()
+	return err
+}
+
+// free gives the memory back.
+func (s *sink) free() {
+	s.memory = nil
+	if s.large != nil {
+		s.j.d.pools.giveBackLarge(s.large)
+		s.large = nil
+	}
+	if s.small != nil {
+		s.j.d.pools.small.Put(s.small)
+		s.small = nil
+	}
 }
 
 func (s *sink) close() {
+	s.free()
 	if s.file != nil {
 		s.file.Close()
-	}
-	if s.memory != nil {
-		s.j.d.pools.memory.Put(s.memory)
-		s.memory = nil
 	}
 }
 

@@ -1,6 +1,7 @@
 package maild
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"strings"
@@ -248,6 +249,9 @@ func (j *judge) uuencoded(body inspect.Body, start, end int64, path string, mess
 	if !look || start >= end {
 		return
 	}
+	if mem, ok := body.(inspect.Bytes); ok && !bytes.Contains(mem[start:end], []byte("begin")) {
+		return // nearly always, and much cheaper to tell
+	}
 	found := mimetree.FindUU(body, start, end, maxUU)
 	if len(found) == maxUU {
 		j.unchecked(inspect.Limits, "uuencoded files", path, "more than are looked at")
@@ -279,21 +283,24 @@ func isMail(body inspect.Body, name, mediaType string) bool {
 	case "message/rfc822", "message/global", "message/news", "application/mbox", "multipart/related":
 		return true
 	}
-	head := make([]byte, min(body.Size(), 4096))
+	head := make([]byte, min(body.Size(), 32))
 	n, _ := body.ReadAt(head, 0)
-	text := strings.ToLower(string(head[:n]))
-	first, _, _ := strings.Cut(text, ":")
+	start := strings.ToLower(string(head[:n]))
+	first, _, _ := strings.Cut(start, ":")
 	switch strings.TrimRight(first, " \t") {
 	case "received", "return-path", "delivered-to", "from", "to", "date", "subject", "message-id", "mime-version", "content-type":
 	default:
-		if !strings.HasPrefix(text, "from ") && !strings.HasPrefix(text, "x-") {
+		if !strings.HasPrefix(start, "from ") && !strings.HasPrefix(start, "x-") {
 			return false
 		}
 	}
+	head = make([]byte, min(body.Size(), 4096))
+	n, _ = body.ReadAt(head, 0)
+	text := "\n" + strings.ToLower(string(head[:n]))
 	// One field may begin a text as well; two of these make a message.
 	fields := 0
 	for _, f := range []string{"\nfrom:", "\nto:", "\nsubject:", "\ndate:", "\nmessage-id:", "\nmime-version:", "\ncontent-type:", "\nreceived:"} {
-		if strings.Contains("\n"+text, f) {
+		if strings.Contains(text, f) {
 			fields++
 		}
 	}
