@@ -210,7 +210,7 @@ func badChains() []badChain {
 		{"T-023 authority for code only", belowCA(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} }), classIssuer, "", false, 0},
 		{"T-024 RSA 512", smallRSA(512), "", "512 bits", true, tls.VersionTLS12},
 		{"T-024 RSA 768", smallRSA(768), "", "768 bits", true, tls.VersionTLS12},
-		{"T-024 RSA 1024", func(t *testing.T, b *bench) tls.Certificate { return b.root.LeafKey(t, rsaKey(t, 1024), []string{mx}) }, classIssuer, "1024 bits", false, 0},
+		{"T-024 T-084 RSA 1024", func(t *testing.T, b *bench) tls.Certificate { return b.root.LeafKey(t, rsaKey(t, 1024), []string{mx}) }, classIssuer, "1024 bits", false, 0},
 		{"T-024 RSA 1024 in the authority", func(t *testing.T, b *bench) tls.Certificate {
 			return b.root.IntermediateKey(t, "weak", rsaKey(t, 1024)).Leaf(t, []string{mx})
 		}, classIssuer, "1024 bits", false, 0},
@@ -224,7 +224,7 @@ func badChains() []badChain {
 		{"T-024 ECDSA P-192", resigned(tlstest.SHA256, func(x *tlstest.TBS) { x.PublicKey = tlstest.P192() }), "", "cannot be used", true, 0},
 		{"T-024 DSA", resigned(tlstest.SHA256, func(x *tlstest.TBS) { x.PublicKey = tlstest.DSA() }), "", "cannot be used", true, 0},
 		{"T-025 leaf signed with MD5", resigned(tlstest.MD5, nil), classIssuer, "MD5", false, 0},
-		{"T-025 leaf signed with SHA-1", resigned(tlstest.SHA1, nil), classIssuer, "SHA1", false, 0},
+		{"T-025 T-084 leaf signed with SHA-1", resigned(tlstest.SHA1, nil), classIssuer, "SHA1", false, 0},
 		{"T-025 leaf signed with ECDSA and SHA-1", func(t *testing.T, b *bench) tls.Certificate {
 			c := b.root.Leaf(t, []string{mx})
 			c.Certificate[0] = tlstest.Resign(t, c.Certificate[0], b.root.Key, tlstest.SHA1, nil)
