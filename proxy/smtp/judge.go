@@ -48,7 +48,7 @@ func (s *session) settleMessage(m *message) error {
 	return s.refuse(m, v.Reason, &v, s.verdictReply(m, &v, 451, "4.7.1", "Message cannot be checked now, try again later"))
 }
 
-// verdictReply makes the reply that a verdict asks for. Its text ends with the id by which the event is found.
+// verdictReply makes the reply that a verdict asks for. Its text holds the id by which the event is found.
 func (s *session) verdictReply(m *message, v *inspect.Verdict, code int, enhanced, text string) []byte {
 	class := code / 100
 	if v.Reply.Code/100 == class { // a Reject that says 250 would be a lie, whoever wrote it
@@ -64,7 +64,10 @@ func (s *session) verdictReply(m *message, v *inspect.Verdict, code int, enhance
 	if len(text) > room {
 		text = text[:room]
 	}
-	return s.reply(code, enhanced, text+" "+m.ID)
+	if !strings.Contains(text, m.ID) {
+		text += " " + m.ID
+	}
+	return s.reply(code, enhanced, text)
 }
 
 // refuse answers a message here; the server is told to forget the transaction.
