@@ -50,6 +50,7 @@ func (h *harness) strictServer(stored func(wire string)) {
 // TestLookalikes sends everything that lenient servers might take for the end of data, and whatever else can be made
 // of these octets, through the gateway: what arrives holds one message for every model of a server.
 func TestLookalikes(t *testing.T) {
+	t.Parallel()
 	t.Run("S-120 S-121 S-122 S-123 S-124 S-125 S-126 S-127 S-128 S-129 S-130 S-131 S-132 normalised", func(t *testing.T) {
 		seqs := []string{"\n.\n", "\n.\r\n", "\r.\r\n", "\r.\r", "\r.\n", "\n.\r", "\r\n.\n", "\r\n.\rx", "\r\n.\r\r\n", "\r\r\n.\r\r\n",
 			"\r\n\x00.\r\n", "\r\n.\x00\r\n", "\r\n\x00.\r", "\r\n\x00.\n", "\n\n.\r\n", "\n.\n.\n", "\r\n.\r.\r\n"}

@@ -206,6 +206,7 @@ func faulted(t *testing.T, name, way string, client, server func(net.Conn) net.C
 func whole(c net.Conn) net.Conn { return c }
 
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	for way := range sessions {
 		for how, f := range map[string]func(net.Conn){"FIN": closeConn, "RST": func(c net.Conn) { proxy.Reset(c) }} {
 			t.Run(fmt.Sprintf("G-02 G-03 G-11 S-172 S-173 X-002 %s, the server cut by %s at every octet", way, how), func(t *testing.T) {

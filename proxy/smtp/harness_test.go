@@ -48,7 +48,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestDialogues(t *testing.T) { proxytest.RunDialogues(t, "testdata/*.dlg", makeHandler) }
+func TestDialogues(t *testing.T) {
+	t.Parallel()
+	proxytest.RunDialogues(t, "testdata/*.dlg", makeHandler)
+}
 
 // makeHandler makes the handler of a dialogue.
 func makeHandler(e *proxytest.Env) proxy.Handler {

@@ -29,6 +29,7 @@ func (h *harness) content() {
 }
 
 func TestTimes(t *testing.T) {
+	t.Parallel()
 	bubble(t, "S-002 S-230 S-245 a banner after 200 s", func(t *testing.T) {
 		h := newPipeHarness(t, nil)
 		time.Sleep(299 * time.Second)
