@@ -34,7 +34,7 @@ func whole(t *testing.T, password string, set func(*Settings)) (*MailD, *quarant
 		Repacker: repack.New(repack.Config{Settings: s, Spool: pool, Host: "gw.example"})}), store
 }
 
-func applied(t *testing.T, m *inspect.Message, v inspect.Verdict) string {
+func applied(t testing.TB, m *inspect.Message, v inspect.Verdict) string {
 	t.Helper()
 	r, size, err := v.Edits.Apply(m.Body)
 	if err != nil {
