@@ -147,12 +147,12 @@ func (d *Divert) asks(s Settings) bool {
 func (d *Divert) decide(s SYN) Verdict {
 	s.Proc, _ = localProgram(s.Client, s.Server)
 	if excluded(d.current().ExcludedProc, s.Proc) {
-		return Pass
+		return VerdictPass
 	}
 	if d.config.Decide != nil {
 		return d.config.Decide(s)
 	}
-	return Check
+	return VerdictCheck
 }
 
 // sweep removes what a predecessor has left, so far as that does not open a gap: under FailMode Closed its rules go on

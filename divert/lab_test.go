@@ -472,7 +472,7 @@ func gatewayMain() int {
 
 // testDecide is a Decide that answers as the environment says.
 func testDecide() Decide {
-	v, ok := map[string]Verdict{"check": Check, "pass": Pass, "refuse": Refuse, "drop": Drop}[os.Getenv("MAILWEIR_DIVERT_TEST_DECIDE")]
+	v, ok := map[string]Verdict{"check": VerdictCheck, "pass": VerdictPass, "refuse": VerdictReject, "drop": VerdictDrop}[os.Getenv("MAILWEIR_DIVERT_TEST_DECIDE")]
 	if !ok {
 		return nil
 	}

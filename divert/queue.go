@@ -25,12 +25,12 @@ type SYN struct {
 // Verdict is what becomes of a connection.
 type Verdict uint8
 
-// The verdicts. The zero value is Check.
+// The verdicts. The zero value is VerdictCheck.
 const (
-	Check  Verdict = iota // divert it
-	Pass                  // let it go directly
-	Refuse                // answer with a reset
-	Drop                  // do not answer
+	VerdictCheck  Verdict = iota // divert it
+	VerdictPass                  // let it go directly
+	VerdictReject                // answer with a reset
+	VerdictDrop                  // do not answer
 )
 
 // Decide judges a first packet. It must answer soon: the packet waits.
@@ -85,7 +85,7 @@ func (q *queue) packet(a nfqueue.Attribute) int {
 	if a.PacketID == nil {
 		return 0
 	}
-	verdict := Check
+	verdict := VerdictCheck
 	if a.Payload != nil {
 		if s, ok := parseSYN(*a.Payload); ok {
 			verdict = q.decide(s)
@@ -97,11 +97,11 @@ func (q *queue) packet(a nfqueue.Attribute) int {
 	}
 	var err error
 	switch verdict {
-	case Drop:
+	case VerdictDrop:
 		err = q.nf.SetVerdict(*a.PacketID, nfqueue.NfDrop)
-	case Pass:
+	case VerdictPass:
 		err = q.nf.SetVerdictWithOption(*a.PacketID, nfqueue.NfAccept, nfqueue.WithMark(q.marks.passMark().on(old)))
-	case Refuse:
+	case VerdictReject:
 		err = q.nf.SetVerdictWithOption(*a.PacketID, nfqueue.NfAccept, nfqueue.WithMark(q.marks.rejectMark().on(old)))
 	default:
 		err = q.nf.SetVerdict(*a.PacketID, nfqueue.NfAccept)
