@@ -26,12 +26,25 @@ func parse(in string, size int, one bool) (content string, info *Info, rest stri
 	return string(b), r.Info(), string(left), err
 }
 
-// write sends content through a Writer, in pieces of size octets or by ReadFrom when size is 0.
+// chunks is a reader that gives n octets at once.
+type chunks struct {
+	r io.Reader
+	n int
+}
+
+func (c chunks) Read(p []byte) (int, error) { return c.r.Read(p[:min(c.n, len(p))]) }
+
+// write sends content through a Writer, in pieces of size octets, or by ReadFrom when size is not positive: at once,
+// or in pieces of -size.
 func write(content string, missing []int64, size int, addCRLF bool) (string, error) {
 	var out bytes.Buffer
 	w := NewWriter(&out, missing)
-	if size == 0 {
-		if _, err := w.ReadFrom(iotest.HalfReader(strings.NewReader(content))); err != nil {
+	if size <= 0 {
+		var r io.Reader = strings.NewReader(content)
+		if size < 0 {
+			r = chunks{r, -size}
+		}
+		if _, err := w.ReadFrom(r); err != nil {
 			return out.String(), err
 		}
 		err := w.Finish(addCRLF)
@@ -76,7 +89,7 @@ func TestReader(t *testing.T) {
 					if info.Octets != int64(len(content)) || info.Wire != int64(len(c.in)-len(rest)-3) {
 						t.Errorf("size %d: octets %d, wire %d", size, info.Octets, info.Wire)
 					}
-					for _, k := range []int{0, 1, 2, 3, 5, 4096} {
+					for _, k := range []int{0, -1, -2, -3, 1, 2, 3, 5, 4096} {
 						wire, err := write(content, info.Missing, k, false)
 						if want := c.in[:len(c.in)-len(rest)]; err != nil || wire != want {
 							t.Fatalf("pieces of %d: wrote %q, want %q, err %v", k, wire, want, err)
@@ -149,7 +162,7 @@ func TestEODLike(t *testing.T) {
 // TestWriterRefuses shows that nothing EOD-like leaves by a Writer, whatever the content came from.
 func TestWriterRefuses(t *testing.T) {
 	for _, content := range []string{"a\n.\r\nb\r\n", "a\r.\rb\r\n", "\n.\n", "a\r\n\x00.\r\n", ".\r\x00\n"} {
-		for _, k := range []int{0, 1, 2, 100} {
+		for _, k := range []int{0, -1, -2, 1, 2, 100} {
 			out, err := write(content, nil, k, true)
 			if content == ".\r\x00\n" {
 				if err != nil || !strings.HasPrefix(out, "..\r\x00") {
@@ -353,7 +366,7 @@ func check(t *testing.T, in string, size int, one bool) {
 	if !info.Exact() {
 		return
 	}
-	for _, k := range []int{0, 1, 3, 100000} {
+	for _, k := range []int{0, -1, -2, 1, 3, 100000} {
 		out, err := write(content, info.Missing, k, false)
 		if err != nil || out != in[:end+3] {
 			t.Fatalf("%q came out as %q in pieces of %d, err %v", in, out, k, err)

@@ -77,6 +77,7 @@ func TestFilterEHLO(t *testing.T) {
 		{"S-086 only SCRAM", "h|AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 SCRAM-SHA-1-PLUS", tls, "h|AUTH SCRAM-SHA-256"},
 		{"S-086 lower case", "h|auth scram-sha-256-plus scram-sha-256 xoauth2", tls, "h|auth xoauth2"},
 		{"S-087 keep-scram", "h|AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN", Policy{TLS: true, KeepScram: true}, "h|AUTH SCRAM-SHA-256 PLAIN"},
+		{"S-086 on an open leg the siblings stay", "h|AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN", Policy{}, "h|AUTH SCRAM-SHA-256 PLAIN"},
 		{"S-094 no mechanism is left", "h|AUTH GSSAPI|DSN", tls, "h|DSN"},
 		{"S-094 an empty list", "h|AUTH|AUTH=|DSN", tls, "h|DSN"},
 		{"S-092 AUTH on an open leg, by policy", "h|AUTH PLAIN", Policy{AuthNeedsTLS: true}, "h"},
