@@ -37,7 +37,7 @@ func (l *lab) situations() []situation {
 func TestFailModeKill9(t *testing.T) {
 	for _, mode := range []string{"Closed", "Open"} {
 		for _, kind := range kinds {
-			t.Run("C1-31 C1-33 "+mode+" "+kind, func(t *testing.T) {
+			t.Run("C1-31 C1-32 C1-33 "+mode+" "+kind, func(t *testing.T) {
 				l := newLab(t)
 				s := l.situation(kind)
 				s.settings.FailMode = mode

@@ -67,7 +67,7 @@ func TestPlanText(t *testing.T) {
 func TestTextAndNetlinkAgree(t *testing.T) {
 	needRoot(t)
 	for name, w := range testPlans() {
-		t.Run(name, func(t *testing.T) {
+		t.Run("C1-35 C1-32 "+name, func(t *testing.T) {
 			text, calls := newNS(t), newNS(t)
 			l := &lab{t: t}
 			p := w.plan()

@@ -329,7 +329,7 @@ func TestSomebodyFlushes(t *testing.T) {
 	t.Run("C1-34 flapping is told", func(t *testing.T) {
 		wait("no event", func() bool { return strings.Contains(g.must(order{Op: "events"}).Text, "divert-flapping") })
 	})
-	t.Run("foreign tables are left alone", func(t *testing.T) {
+	t.Run("C1-11 foreign tables are left alone", func(t *testing.T) {
 		n := repaired()
 		l.run(l.gateway, masquerade, "nft", "-f", "-")
 		l.run(l.gateway, "", "nft", "delete", "table", "inet", "admin")
@@ -435,8 +435,10 @@ func TestBadSettingsLeaveTheOld(t *testing.T) {
 	}
 	marks := s.settings
 	marks.ClientPacketsMark = Mark{1, 1}
-	if a := g.ask(order{Op: "set", Settings: marks}); !strings.Contains(a.Err, "marks cannot be changed") { // C1-15
-		t.Errorf("%q", a.Err)
-	}
+	t.Run("C1-15 marks are not changed under live sockets", func(t *testing.T) {
+		if a := g.ask(order{Op: "set", Settings: marks}); !strings.Contains(a.Err, "marks cannot be changed") {
+			t.Errorf("%q", a.Err)
+		}
+	})
 	l.mustTalk(s.client, s.via, s.to[0])
 }
