@@ -64,6 +64,8 @@ func (j *judge) message() {
 		// Parsing asks for no time: it is linear, at some hundred megabytes a second.
 		j.tree = mimetree.Parse(j.m.Body, j.m.Body.Size(), mimetree.Limits{})
 		j.walk(j.tree, j.m.Body, "", 0, true)
+		j.part = nil
+		j.file()
 	})
 	j.part, j.inView = nil, true
 	for i, view := range j.m.Views {
@@ -74,6 +76,18 @@ func (j *judge) message() {
 		})
 	}
 	j.onTime("")
+}
+
+// file looks into what is no mail but a file of its own, as mailweir scan may be given: the parser of mail might take
+// the beginning of it for a header.
+func (j *judge) file() {
+	head := make([]byte, min(unpack.HeadSize, j.m.Body.Size()))
+	n, _ := j.m.Body.ReadAt(head, 0)
+	if _, ok := unpack.Detect(head[:n], ""); ok {
+		st := j.section(j.m.Body, 0, j.m.Body.Size())
+		defer st.close()
+		j.object("file", "", "", st, 0)
+	}
 }
 
 // safely calls f and turns a panic into an outcome.

@@ -207,6 +207,15 @@ func TestFindsEICAR(t *testing.T) {
 		{"uuencoded zip", "Subject: x\r\n\r\n" + uu("e.zip", zipOf(t, "e.com", eicar)), "1/e.zip/e.com"},
 		{"uuencode in the preamble", strings.Replace(attach("a", "text/plain", "7bit", "x"), "--b1", uu("e.com", eicar)+"--b1", 1), "preamble/e.com"},
 		{"after the end", attach("a", "text/plain", "7bit", "x") + uu("e.com", eicar), "epilogue/e.com"},
+		{"a zip and no mail", zipOf(t, "e.com", eicar), "1/e.com"},
+		{"a tar that looks like a header", func() string {
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			w.WriteHeader(&tar.Header{Name: "Subject: x\n\nfile", Size: 68, Mode: 0o600})
+			io.WriteString(w, eicar)
+			w.Close()
+			return b.String()
+		}(), "file/Subject: x__file"},
 		{"two encodings declared", strings.Replace(attach("e.com", "application/octet-stream", "base64", b64(eicar)),
 			"Content-Transfer-Encoding: base64", "Content-Transfer-Encoding: 7bit\r\nContent-Transfer-Encoding: base64", 1), "2/e.com"},
 	} {
