@@ -329,7 +329,7 @@ func TestG10KilledAfterKeep(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	promised := map[string]string{}
-	rounds := 6
+	rounds := 10
 	for round := range rounds {
 		cmd := child(ctx, "keep", dir)
 		out, err := cmd.StdoutPipe()
