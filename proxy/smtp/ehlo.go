@@ -40,10 +40,17 @@ func (s *session) inTurn(p *pending, r *smtpwire.Reply) error {
 		*p.own = *r
 		out = nil
 	case quietReply:
-		if r.Code >= 400 { // our RSET or NOOP: the server's state cannot be told any more
+		if r.Code >= 400 { // our RSET: the server's state cannot be told any more
 			return s.outOfTurn(r)
 		}
 		out = nil
+	case noopReply:
+		if r.Code == 421 {
+			return s.outOfTurn(r)
+		}
+		if out = nil; r.Code >= 400 {
+			s.noops = maxKeepAlives // it does not like them
+		}
 	case restartReply:
 		if r.Code == 220 { // Postfix XCLIENT_README: as if the session had just begun (S-044)
 			s.begin(dialogue{})

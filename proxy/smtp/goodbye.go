@@ -49,8 +49,9 @@ func (s *session) goodbye(err error) {
 		s.malformedReply(malformed)
 	case errors.Is(err, errNotSMTP):
 		s.notSMTP()
-	case errors.Is(err, errClosed), errors.Is(err, errServer421), errors.Is(err, errUnsolicited),
-		errors.Is(err, errInjection), errors.Is(err, errTLS):
+	case errors.Is(err, errClosed), errors.Is(err, errServer421):
+		s.linger = true
+	case errors.Is(err, errUnsolicited), errors.Is(err, errInjection), errors.Is(err, errTLS):
 	case isEnd(err):
 		s.clientEnded()
 	default:
@@ -171,13 +172,21 @@ func (s *session) malformedReply(err *smtpwire.ReplyError) {
 	s.say(421, "4.4.2", "The mail server's reply cannot be understood, closing connection")
 }
 
-// hangUp closes the client's leg so that the client gets our last word.
+// hangUp closes both legs so that the peers get the last word, and know that it was one.
 func (s *session) hangUp() {
+	orderly := s.ctx.Err() == nil
+	if orderly && !s.abandon && s.server.conn != s.server.raw {
+		closeWrite(s.server.conn) // RFC 8446 §6.1: close_notify
+	}
+	s.server.raw.Close()
 	if s.resetOut {
 		resetNow(s.client.raw)
 		return
 	}
-	if !s.linger || s.ctx.Err() != nil || closeWrite(s.client.raw) != nil {
+	if orderly && s.client.conn != s.client.raw {
+		closeWrite(s.client.conn)
+	}
+	if !s.linger || !orderly || closeWrite(s.client.raw) != nil {
 		return
 	}
 	// RFC 1122 §4.2.2.13: closing with octets unread resets the connection, and the client loses what it has not read.

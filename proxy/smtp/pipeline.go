@@ -39,7 +39,8 @@ const (
 	finalReply // of a message: relayed as it is
 	quitReply
 	restartReply // XCLIENT: a new greeting on success
-	quietReply   // our own RSET or NOOP: nobody wants to know, unless it fails
+	quietReply   // our own RSET: nobody wants to know, unless it fails
+	noopReply    // our own NOOP
 	answerReply  // our own DATA: into pending.own
 )
 
@@ -167,7 +168,7 @@ func (s *session) armServer() {
 		s.serverDue = past
 	case s.serverBroken:
 		s.serverDue = now.Add(time.Second) // whatever it has still said is read, then that is it
-	case s.leaving:
+	case s.leaving && (s.fifo.len() <= 1 || !s.greeted): // nothing but the reply to QUIT, or a greeting for nobody
 		s.serverDue = now.Add(leaveTimeout)
 	case s.fifo.len() > 0:
 		s.serverDue = now.Add(s.h.set.ReplyTimeout)

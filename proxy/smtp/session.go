@@ -231,7 +231,7 @@ func (s *session) serverTick() error {
 	case s.phase == phaseContent:
 		// Nobody else writes to the server now: the client's direction changes the phase first.
 		s.noops++
-		s.fifo.push(pending{kind: quietReply})
+		s.fifo.push(pending{kind: noopReply})
 		return s.server.write([]byte("NOOP\r\n"))
 	}
 	return nil

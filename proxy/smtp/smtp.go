@@ -135,7 +135,6 @@ func (h *Handler) Serve(ctx context.Context, draining <-chan struct{}, c *proxy.
 		defer func() { s.endServer(); <-done }() // whatever happens, the other direction has ended first
 		s.fromClient()
 	}()
-	server.Close()
 	s.mu.Lock()
 	s.endTransaction()
 	s.mu.Unlock()
