@@ -177,6 +177,20 @@ func (l *lab) veth(here, there string, ns netns.NsHandle, addresses ...string) {
 	}
 	in(l.t, l.gateway, set(here, addresses[:2]))
 	in(l.t, ns, set(there, addresses[2:]))
+	in(l.t, l.gateway, func() error { return ready(here) })
+	in(l.t, ns, func() error { return ready(there) })
+}
+
+// ready waits until the kernel sends by the link: what comes before that is lost.
+func ready(name string) error {
+	for range 500 {
+		link, err := netlink.LinkByName(name)
+		if err != nil || link.Attrs().OperState == netlink.OperUp {
+			return err
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return fmt.Errorf("link %s does not come up", name)
 }
 
 func (l *lab) sysctl(ns netns.NsHandle, key, value string) {
