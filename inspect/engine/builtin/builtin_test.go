@@ -408,7 +408,7 @@ func TestFailures(t *testing.T) {
 		}
 	})
 	t.Run("an object that makes work without end is not clean", func(t *testing.T) {
-		data := bytes.Repeat([]byte("abc"), 1<<20/3)
+		data := bytes.Repeat([]byte("abc"), 30_000)
 		start := time.Now()
 		_, err := e.Inspect(context.Background(), &inspect.Object{Body: inspect.Bytes(data)})
 		if category(err) != inspect.Limits {
