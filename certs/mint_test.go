@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -43,6 +44,7 @@ func serverLike(t testing.TB, a *Authority, change func(*x509.Certificate)) *x50
 		URIs:           []*url.URL{u},
 		NotBefore:      a.now().Add(-time.Hour).UTC().Truncate(time.Second),
 		NotAfter:       a.now().Add(90 * 24 * time.Hour).UTC().Truncate(time.Second),
+		KeyUsage:       x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:    []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	if change != nil {
@@ -321,12 +323,12 @@ func TestT045(t *testing.T) {
 		}
 	})
 	t.Run("T-045 10000 servers: bounded", func(t *testing.T) {
-		like := serverLike(t, a, nil)
+		made := 0
 		for i := range 10000 {
-			other := *like
-			other.Raw = append([]byte{byte(i), byte(i >> 8)}, like.Raw...) // what the cache tells servers apart by
-			if _, err := a.Mint(&other, true, false); err != nil {
-				t.Fatal(err)
+			id := leafID{like: [32]byte{byte(i), byte(i >> 8)}, trusted: true}
+			c, err := a.leaves.get(id, a.now(), func() (*tls.Certificate, error) { made++; return &tls.Certificate{}, nil })
+			if err != nil || c == nil || made != i+1 {
+				t.Fatal(i, made, err)
 			}
 			if n := a.leaves.size(); n > maxLeaves {
 				t.Fatalf("%d leaves kept", n)

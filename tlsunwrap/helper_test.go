@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -36,9 +37,19 @@ type bench struct {
 	events []inspect.Event
 }
 
+// authority is one for all tests: making it writes to the disk, durably.
+var authority = sync.OnceValues(func() (*certs.Authority, error) {
+	dir, err := os.MkdirTemp("", "mailweir-certs-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	return certs.Open(dir, "gw.test")
+})
+
 func newBench(t testing.TB, s Settings, changes ...func(*Config)) *bench {
 	t.Helper()
-	a, err := certs.Open(t.TempDir(), "gw.test")
+	a, err := authority()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +278,6 @@ func serverConfig(c tls.Certificate) *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{c}}
 }
 
-// noSecret wraps a server so that it fails the test if the client's data reached it, in whatever form.
 func spki(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
 
 func pkixExtension(id asn1.ObjectIdentifier, value []byte) pkix.Extension {

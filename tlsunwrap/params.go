@@ -142,6 +142,7 @@ func (a *attempt) clientConfig(o offer, server tls.ConnectionState) *tls.Config 
 		if err != nil || ss == nil {
 			return nil, err
 		}
+		// The offer sees to it that not both legs resume; should it ever not, the client gets a whole handshake.
 		if server.DidResume || !slices.ContainsFunc(ss.Extra, func(b []byte) bool { return string(b) == string(binding) }) {
 			return nil, nil // a whole handshake
 		}
