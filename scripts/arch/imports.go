@@ -19,7 +19,7 @@ func floors() []struct {
 		{0, []string{"inspect", "proxy/dot", "proxy/smtpwire", "certs", "certs/trust", "divert"}},
 		{10, []string{"inspect/spool", "inspect/mimetree", "inspect/unpack", "inspect/engine/builtin",
 			"inspect/engine/clamd", "inspect/quarantine", "tlsunwrap", "proxy"}},
-		{20, []string{"inspect/repack", "inspect/inspecttest", "proxy/proxytest"}},
+		{20, []string{"inspect/repack", "inspect/inspecttest", "proxy/proxytest", "tlsunwrap/tlstest"}},
 		{25, []string{"inspect/maild"}},
 		{30, []string{"proxy/smtp"}},
 		{40, []string{"cmd/internal/config"}},

@@ -16,7 +16,7 @@ func newLab(t *testing.T) (*Lab, context.Context) {
 	if os.Geteuid() != 0 && os.Getenv("MAILWEIR_LAB") != "required" {
 		t.Skip("the lab needs root: sudo scripts/test")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute+endurance(t))
 	t.Cleanup(cancel)
 	l, err := New(ctx)
 	if err != nil {

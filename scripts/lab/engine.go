@@ -34,6 +34,7 @@ type Engine struct {
 	conns   map[net.Conn]bool
 	listen  net.Listener
 	objects int
+	gate    chan struct{} // answers wait for it
 }
 
 // NewEngine starts an engine.
@@ -92,6 +93,23 @@ func (e *Engine) Feel(m Mood) {
 	}
 }
 
+// Gate has answers wait until Open.
+func (e *Engine) Gate() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.gate = make(chan struct{})
+}
+
+// Open lets answers go.
+func (e *Engine) Open() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.gate != nil {
+		close(e.gate)
+		e.gate = nil
+	}
+}
+
 // Entered waits until an object has come since the mood was set.
 func (e *Engine) Entered() error {
 	select {
@@ -137,12 +155,15 @@ func (e *Engine) serve(c net.Conn) {
 		return
 	}
 	e.mu.Lock()
-	mood := e.mood
+	mood, gate := e.mood, e.gate
 	e.objects++
 	e.mu.Unlock()
 	select {
 	case e.entered <- struct{}{}:
 	default:
+	}
+	if gate != nil {
+		<-gate
 	}
 	switch mood {
 	case Fine:

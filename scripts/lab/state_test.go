@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -180,28 +181,35 @@ func eventuallyOr(f func() bool) {
 func TestStopWithoutStall(t *testing.T) {
 	r := newRig(t, nil)
 	if err := r.lab.Client.Do(func() error {
-		return writeFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 41100"))
+		return errors.Join(writeFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 41100")),
+			writeFile("/proc/sys/net/ipv4/tcp_tw_reuse", []byte("1")))
 	}); err != nil {
 		t.Fatal(err)
 	}
-	visit := func() (time.Duration, error) {
+	visit := func(quit bool) (time.Duration, error) {
 		start := time.Now()
 		talk, err := r.call()
 		if err != nil {
 			return time.Since(start), err
 		}
-		defer talk.Reset() // so that the client's port is free again at once
 		if err := talk.Greet(); err != nil {
+			talk.Close()
 			return time.Since(start), err
 		}
+		if !quit { // the client hangs up first, and so does the gateway on the other side: its socket stays in TIME_WAIT
+			talk.Close()
+			return time.Since(start), nil
+		}
+		defer talk.Reset() // so that the client's port is free again at once
 		_, err = talk.Cmd("QUIT")
 		return time.Since(start), err
 	}
-	for range 700 {
-		if _, err := visit(); err != nil {
+	for i := range 1000 {
+		if _, err := visit(i%2 == 0); err != nil {
 			t.Fatal(err)
 		}
 	}
+	time.Sleep(1200 * time.Millisecond) // a port in TIME_WAIT is taken again after a second
 	// Some conversations are open while the gateway goes.
 	for range 20 {
 		talk, err := r.call()
@@ -219,7 +227,7 @@ func TestStopWithoutStall(t *testing.T) {
 	var longest time.Duration
 	stalls := 0
 	for range 1000 {
-		took, err := visit()
+		took, err := visit(true)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -223,6 +223,14 @@ func (t *Talk) Deliver(content []byte, to string, bdat bool, at func(Stage) erro
 	return t.Reply()
 }
 
+// Next sends one more message in a conversation that has said EHLO already.
+func (t *Talk) Next(content []byte) (Reply, error) {
+	if err := t.Envelope("a@client.example", "b@server.example"); err != nil {
+		return Reply{}, err
+	}
+	return t.Data(content)
+}
+
 // Stuff returns content as DATA sends it: dots doubled after CRLF, and the end. Content that lacks a final CRLF gets
 // one, since DATA cannot say otherwise.
 func Stuff(content []byte) []byte {
