@@ -43,14 +43,15 @@ type Divert struct {
 	compat   bool
 	lock     net.Listener // held while we live: one gateway a network namespace
 
-	op     sync.Mutex // held by whoever changes the kernel's state
-	kernel ruleset
-	now    *wanted // what the kernel holds; nil before Apply and after the end
-	queue  *queue
-	stop   context.CancelFunc // ends the watcher
-	ended  chan struct{}      // closed when the watcher has ended
-	before Established
-	base   map[string]uint64 // counters of rules that were replaced
+	op      sync.Mutex // held by whoever changes the kernel's state
+	kernel  ruleset
+	now     *wanted // what the kernel holds; nil before Apply and after the end
+	queue   *queue
+	stop    context.CancelFunc // ends the watcher
+	ended   chan struct{}      // closed when the watcher has ended
+	before  Established
+	stopped bool
+	base    map[string]uint64 // counters of rules that were replaced
 
 	mu        sync.Mutex
 	settings  Settings
@@ -227,8 +228,8 @@ func (d *Divert) want(s Settings) *wanted {
 func (d *Divert) Apply(ctx context.Context) error {
 	d.op.Lock()
 	defer d.op.Unlock()
-	if d.now != nil {
-		return errors.New("apply divert: rules are written already")
+	if d.now != nil || d.stopped {
+		return errors.New("apply divert: rules are written already, or the divert was stopped")
 	}
 	w := d.want(d.current())
 	before, passed, err := w.before()
@@ -304,6 +305,9 @@ func (d *Divert) Set(ctx context.Context, s Settings) error {
 	}
 	d.op.Lock()
 	defer d.op.Unlock()
+	if d.stopped {
+		return errors.New("set divert: it is stopped")
+	}
 	old := d.current()
 	if d.queue != nil && old.OutputDivertNfqueueNumber != s.OutputDivertNfqueueNumber && d.asks(s) {
 		return errors.New("set divert: OutputDivertNfqueueNumber cannot be changed while the queue is in use; restart the gateway")

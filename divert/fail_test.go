@@ -28,7 +28,7 @@ func (l *lab) situations() []situation {
 		{Input, Settings{InputDivert: auto("gc", 25), InputDivertConnectTransparently: true}, l.client,
 			[]string{net.JoinHostPort(gateway4, "25"), net.JoinHostPort(gatewa6, "25")}, "input"},
 		{Output, Settings{OutputDivert: auto("", 25)}, l.gateway,
-			[]string{net.JoinHostPort(server4, "25"), net.JoinHostPort(server6, "25")}, "output divert.test"},
+			[]string{net.JoinHostPort(server4, "25"), net.JoinHostPort(server6, "25")}, "output " + me()},
 	}
 }
 

@@ -41,6 +41,6 @@ func TestOutput(t *testing.T) {
 	l.start(l.gateway, Settings{OutputDivert: auto("", 25)})
 	for _, s := range []string{server4, server6} {
 		to := netip.AddrPortFrom(netip.MustParseAddr(s), 25)
-		l.mustTalk(l.gateway, "output divert.test", to.String())
+		l.mustTalk(l.gateway, "output "+me(), to.String())
 	}
 }

@@ -179,6 +179,30 @@ func (l *lab) veth(here, there string, ns netns.NsHandle, addresses ...string) {
 	in(l.t, ns, set(there, addresses[2:]))
 	in(l.t, l.gateway, func() error { return ready(here) })
 	in(l.t, ns, func() error { return ready(there) })
+	for _, a := range addresses[:2] {
+		in(l.t, ns, func() error { return reachable(netip.MustParsePrefix(a).Addr()) })
+	}
+}
+
+// reachable waits until the neighbours know each other: a first packet may be lost, and its repetition takes a second.
+func reachable(a netip.Addr) error {
+	var err error
+	for range 50 {
+		_, err = net.DialTimeout("tcp", netip.AddrPortFrom(a, 9).String(), 100*time.Millisecond)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return nil
+		}
+	}
+	return fmt.Errorf("reach %v: %w", a, err)
+}
+
+// me is the name of the program that runs the tests, as a gateway sees it.
+func me() string {
+	exe, err := os.Executable()
+	if err != nil {
+		return err.Error()
+	}
+	return filepath.Base(exe)
 }
 
 // ready waits until the kernel sends by the link: what comes before that is lost.

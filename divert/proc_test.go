@@ -71,7 +71,7 @@ func TestExcludedProcKill9(t *testing.T) {
 	l.serve(l.server, ":25")
 	for _, mode := range []string{"Closed", "Open"} {
 		g := l.start(l.gateway, Settings{OutputDivert: auto("", 25), ExcludedProc: []string{"/no/such"}, FailMode: mode})
-		l.mustTalk(l.gateway, "output divert.test", at(server4))
+		l.mustTalk(l.gateway, "output "+me(), at(server4))
 		g.kill()
 		if mode == "Closed" {
 			l.refused(l.gateway, at(server4))
@@ -89,7 +89,7 @@ func TestDecide(t *testing.T) {
 		decide string
 		via    string
 		err    string
-	}{{"check", "output divert.test", ""}, {"pass", "", ""}, {"refuse", "", "refused"}, {"drop", "", "timeout"}} {
+	}{{"check", "output " + me(), ""}, {"pass", "", ""}, {"refuse", "", "refused"}, {"drop", "", "timeout"}} {
 		t.Run(c.decide, func(t *testing.T) {
 			l.t = t
 			t.Setenv("MAILWEIR_DIVERT_TEST_DECIDE", c.decide)

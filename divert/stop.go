@@ -23,12 +23,23 @@ const (
 // Stop ends the divert deliberately: from now on new connections flow directly, also those of clients that were
 // diverted before (docs/design/002-stop-without-stall.md). First the rules that divert go; then the listeners are
 // closed, once they have accepted what the kernel has for them. Connections that live go on, and what they need in the
-// kernel is removed with the last of them, or by Close.
+// kernel is removed with the last of them, or by Close, which should follow once they are drained.
 func (d *Divert) Stop(ctx context.Context) error {
+	over, err := d.stopLocking(ctx)
+	if over {
+		d.endWatch()
+		err = errors.Join(err, d.unlock())
+	}
+	return err
+}
+
+// stopLocking does the work of Stop, and tells whether nothing of ours is left in the kernel.
+func (d *Divert) stopLocking(ctx context.Context) (over bool, err error) {
 	d.op.Lock()
 	defer d.op.Unlock()
+	d.stopped = true
 	if d.now == nil {
-		return errors.Join(d.closeListeners(), d.unlock())
+		return true, errors.Join(d.closeListeners(), d.closeQueue())
 	}
 	var errs []error
 	if !d.now.draining {
@@ -41,17 +52,34 @@ func (d *Divert) Stop(ctx context.Context) error {
 		if err := d.kernel.apply(w.plan(), false, nil); err != nil {
 			// What cannot be changed is removed: directly is what Stop promises.
 			errs = append(errs, err, d.finish())
-			return errors.Join(append(errs, d.closeListeners())...)
+			errs = append(errs, d.closeListeners(), d.closeQueue())
+			return d.now == nil, errors.Join(errs...)
 		}
 		d.now = &w
 	}
-	errs = append(errs, d.awaitAccepts(ctx), d.closeListeners())
-	if d.queue != nil {
-		errs = append(errs, d.queue.close())
-		d.queue = nil
+	errs = append(errs, d.awaitAccepts(ctx), d.closeListeners(), d.closeQueue(), d.drainLocked())
+	return d.now == nil, errors.Join(errs...)
+}
+
+func (d *Divert) closeQueue() error {
+	if d.queue == nil {
+		return nil
 	}
-	errs = append(errs, d.drainLocked())
-	return errors.Join(errs...)
+	err := d.queue.close()
+	d.queue = nil
+	return err
+}
+
+// endWatch ends the watcher and waits for it.
+func (d *Divert) endWatch() {
+	d.op.Lock()
+	stop, ended := d.stop, d.ended
+	d.stop = nil
+	d.op.Unlock()
+	if stop != nil {
+		stop()
+		<-ended
+	}
 }
 
 // awaitAccepts waits until the kernel has no connection for us any more that we have not accepted.
@@ -76,16 +104,17 @@ func (d *Divert) awaitAccepts(ctx context.Context) error {
 	return nil
 }
 
-// drainStep is what the watcher does for a stopping divert from time to time.
-func (d *Divert) drainStep() {
+// drainStep is what the watcher does for a stopping divert from time to time. It tells whether that is over.
+func (d *Divert) drainStep() (over bool) {
 	d.op.Lock()
 	defer d.op.Unlock()
 	if d.now == nil || !d.now.draining {
-		return
+		return d.now == nil && d.stopped
 	}
 	if err := d.drainLocked(); err != nil {
 		d.config.Log.Warn("stopping divert", "err", err)
 	}
+	return d.now == nil
 }
 
 // drainLocked clears away what closed connections have left, and everything once no connection lives.
@@ -128,13 +157,8 @@ func (d *Divert) Close(ctx context.Context) error {
 	if d.now != nil {
 		errs = append(errs, d.finish())
 	}
-	stop, ended := d.stop, d.ended
-	d.stop = nil
 	d.op.Unlock()
-	if stop != nil {
-		stop()
-		<-ended
-	}
+	d.endWatch()
 	return errors.Join(append(errs, d.unlock())...)
 }
 

@@ -69,6 +69,8 @@ func (e *events) close() error { return e.f.Close() }
 // watch repairs what others have removed (C1-34), until ctx ends. It starts a goroutine for each source of events;
 // they end before it does.
 func (d *Divert) watch(ctx context.Context, sources ...*events) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	changed := make(chan struct{}, 1)
 	done := make(chan struct{}, len(sources))
 	for _, e := range sources {
@@ -93,7 +95,9 @@ func (d *Divert) watch(ctx context.Context, sources ...*events) {
 		case <-changed:
 			repairs = d.repair(repairs)
 		case now := <-tick.C:
-			d.drainStep()
+			if d.drainStep() {
+				cancel()
+			}
 			if now.Sub(last) >= recheckTime {
 				last = now
 				repairs = d.repair(repairs)
