@@ -3,13 +3,11 @@ package gateway
 import (
 	"archive/zip"
 	"bytes"
-	"context"
 	"encoding/base64"
 	"strings"
 	"sync/atomic"
 	"testing"
 
-	"mailweir/cmd/internal/control"
 	"mailweir/inspect"
 	"mailweir/proxy/proxytest"
 )
@@ -31,24 +29,23 @@ func TestG13(t *testing.T) {
 	})
 	defer close(hang)
 	server := (&proxytest.Server{}).Start(t)
-	g := start(t, server, "ScanTimeout = 5s", "[ClamD]", "ClamdSocket = "+address.String(), "ClamdTimeout = 1s", "ClamdConnectTimeout = 1s")
+	g := start(t, server, "[ClamD]", "ClamdSocket = "+address.String(), "ClamdTimeout = 1s", "ClamdConnectTimeout = 1s")
 	set := func(param, value string) {
 		t.Helper()
 		if err := g.set(param, value); err != nil {
 			t.Fatal(err)
 		}
 	}
-	last := func() (e inspect.Event) {
+	// last waits for the last event about a message to be as wanted: it is recorded a moment after the reply.
+	last := func(about string, wanted func(inspect.Event) bool) {
 		t.Helper()
-		if err := g.client.Events(context.Background(), control.Query{Last: 3}, func(x inspect.Event) error {
-			if x.Event == "message" || x.Event == "unscanned" {
-				e = x
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
+		var e inspect.Event
+		if !g.eventually(func() bool {
+			e = g.lastMessage()
+			return wanted(e)
+		}) {
+			t.Errorf("%s: the event is %+v", about, e)
 		}
-		return e
 	}
 	const clean = "Subject: x\r\n\r\nbody"
 	for _, failure := range []struct{ name, socket, answer, category string }{
@@ -77,10 +74,9 @@ func TestG13(t *testing.T) {
 				if passed := len(server.Messages()) > had; passed != (policy.word == "Pass") {
 					t.Errorf("%s: the server has it: %v", policy.word, passed)
 				}
-				e := last()
-				if e.Action != policy.action || !found(e, failure.category) || (e.Event == "unscanned") != (policy.word == "Pass") {
-					t.Errorf("%s: the event is %+v", policy.word, e)
-				}
+				last(policy.word, func(e inspect.Event) bool {
+					return e.Action == policy.action && found(e, failure.category) && (e.Event == "unscanned") == (policy.word == "Pass")
+				})
 			}
 		})
 	}
@@ -95,9 +91,9 @@ func TestG13(t *testing.T) {
 			if !strings.HasPrefix(reply, policy.reply) {
 				t.Errorf("BlockUnchecked %s: %q", policy.word, reply)
 			}
-			if e := last(); !found(e, inspect.Limits) || (e.Event == "unscanned") != (policy.word == "No") {
-				t.Errorf("BlockUnchecked %s: the event is %+v", policy.word, e)
-			}
+			last("BlockUnchecked "+policy.word, func(e inspect.Event) bool {
+				return found(e, inspect.Limits) && (e.Event == "unscanned") == (policy.word == "No")
+			})
 		}
 	})
 	t.Run("and a scanner that is well again", func(t *testing.T) {
@@ -138,7 +134,7 @@ func bombMail(t *testing.T) string {
 	}
 	var b strings.Builder
 	b.WriteString("Subject: x\r\nMIME-Version: 1.0\r\nContent-Type: application/zip; name=a.zip\r\nContent-Transfer-Encoding: base64\r\n\r\n")
-	encoded := base64.StdEncoding.EncodeToString(pack("a", make([]byte, 64<<20)))
+	encoded := base64.StdEncoding.EncodeToString(pack("a", make([]byte, 8<<20)))
 	for ; len(encoded) > 76; encoded = encoded[76:] {
 		b.WriteString(encoded[:76] + "\r\n")
 	}

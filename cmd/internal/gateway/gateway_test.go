@@ -60,32 +60,22 @@ func TestMail(t *testing.T) {
 	if m := server.Messages(); len(m) != 1 || string(m[0].Content) != "Subject: clean\r\n\r\nhello\r\n.dot\r\n" {
 		t.Errorf("the server has %d messages: %+v", len(m), m)
 	}
-	s, err := g.client.Stat(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.Messages["Pass"] != 1 || s.Messages["Reject"] != 1 || s.Findings["threat"] == 0 || s.Connections.Open != 1 || !s.Divert.Active {
+	var s control.Stat
+	if !g.eventually(func() bool {
+		var err error
+		if s, err = g.client.Stat(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		return s.Messages["Reject"] == 1
+	}) || s.Messages["Pass"] != 1 || s.Findings["threat"] == 0 || s.Connections.Open != 1 || !s.Divert.Active {
 		t.Errorf("stat: %+v", s)
 	}
 	if s.Config != g.path || len(s.Engines) != 1 || s.Kernel.Accepted["input"] != 1 {
 		t.Errorf("stat: %+v", s)
 	}
-	var events []inspect.Event
-	if err := g.client.Events(context.Background(), control.Query{Last: 10}, func(e inspect.Event) error {
-		events = append(events, e)
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	var reject *inspect.Event
-	for i := range events {
-		if events[i].Action == "Reject" {
-			reject = &events[i]
-		}
-	}
-	if reject == nil || reject.Event != "message" || reject.Divert != "input" || reject.From != "a@example.org" || reject.Item == "" ||
-		reject.Server != server.Addr().String() {
-		t.Errorf("events: %+v", events)
+	if e := g.lastMessage(); e.Event != "message" || e.Action != "Reject" || e.Divert != "input" || e.From != "a@example.org" ||
+		e.Item == "" || e.Server != server.Addr().String() {
+		t.Errorf("the event is %+v", e)
 	}
 	pem, err := g.client.Certificate(context.Background())
 	if err != nil || !bytes.Contains(pem, []byte("BEGIN CERTIFICATE")) {

@@ -20,6 +20,7 @@ import (
 
 	"mailweir/cmd/internal/config"
 	"mailweir/cmd/internal/control"
+	"mailweir/inspect"
 	"mailweir/proxy/proxytest"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,7 @@ func namespace(t *testing.T) bool {
 		loopbackUp(t)
 		return true
 	}
+	t.Parallel() // each run is a process of its own
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -195,6 +197,31 @@ func (g *running) ended() error {
 func (g *running) set(param, value string) error {
 	_, err := g.client.Set(context.Background(), control.Change{Path: g.path, Edit: config.Edit{Param: param, Op: config.Set, Value: value}})
 	return err
+}
+
+// eventually waits for something that becomes true a moment later, and reports whether it has.
+func (g *running) eventually(ok func() bool) bool {
+	for end := time.Now().Add(10 * time.Second); !ok(); {
+		if time.Now().After(end) {
+			return false
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return true
+}
+
+// lastMessage returns the last event about a message.
+func (g *running) lastMessage() (last inspect.Event) {
+	g.t.Helper()
+	if err := g.client.Events(context.Background(), control.Query{Last: 5}, func(e inspect.Event) error {
+		if e.Event == "message" || e.Event == "unscanned" {
+			last = e
+		}
+		return nil
+	}); err != nil {
+		g.t.Fatal(err)
+	}
+	return last
 }
 
 // fakeClamd is one one on TCP. scanned is asked about each object it is given, and answers when it likes.
