@@ -64,6 +64,11 @@ func (s *session) data(c smtpwire.Command) error {
 	case len(tx.to) == 0:
 		return s.refuseData(554, "5.5.1", "No valid recipients")
 	}
+	if s.h.set.DataMode == "AskFirst" {
+		if ready, err := s.askFirst(); err != nil || !ready {
+			return err
+		}
+	}
 	if err := s.answer([]byte("354 End data with <CR><LF>.<CR><LF>\r\n")); err != nil {
 		return err
 	}
@@ -81,6 +86,29 @@ func (s *session) data(c smtpwire.Command) error {
 		return err
 	}
 	return s.settleMessage(m)
+}
+
+// askFirst gives the server DATA before the client has sent the content (S-147). It returns false when the server does
+// not want it, which the client has been told.
+func (s *session) askFirst() (ready bool, err error) {
+	var r smtpwire.Reply
+	if err := s.forward("DATA", pending{kind: askReply, own: &r}); err != nil {
+		return false, err
+	}
+	if err := s.settle(); err != nil {
+		return false, err
+	}
+	switch {
+	case r.Code == 354:
+		s.asking = true
+		return true, nil
+	case r.Code < 400:
+		s.abandon = true
+		return false, s.lastWord(451, "4.3.0", "The mail server's reply makes no sense, try again later")
+	case s.client.pending() > 0 || readable(s.client.raw): // S-104
+		return false, errSaid
+	}
+	return false, nil
 }
 
 // refuseData refuses DATA. A client that has sent content without waiting for the answer is not heard any further:
@@ -135,6 +163,12 @@ func (s *session) readContent(m *message) (*dot.Info, error) {
 func (s *session) beginContent() {
 	s.waitUntil = time.Now().Add(s.h.set.DataTotal)
 	s.enter(phaseContent)
+	if s.asking {
+		s.mu.Lock()
+		s.noops = maxKeepAlives // the server reads content, no commands
+		s.armServer()
+		s.mu.Unlock()
+	}
 }
 
 // spoolFailed decides what to say when there is no room: never a 2xx, and never an unjudged message.

@@ -88,15 +88,17 @@ func (s *session) deliver(m *message, v *inspect.Verdict, body inspect.Body) err
 
 // replayData sends a message by DATA.
 func (s *session) replayData(m *message, body inspect.Body, finals []smtpwire.Reply) error {
-	var r smtpwire.Reply
-	if err := s.forward("DATA", pending{kind: answerReply, own: &r}); err != nil {
-		return err
-	}
-	if err := s.settle(); err != nil {
-		return err
-	}
-	if r.Code != 354 {
-		return &refusal{r}
+	if !s.asking {
+		var r smtpwire.Reply
+		if err := s.forward("DATA", pending{kind: answerReply, own: &r}); err != nil {
+			return err
+		}
+		if err := s.settle(); err != nil {
+			return err
+		}
+		if r.Code != 354 {
+			return &refusal{r}
+		}
 	}
 	buf := s.h.bulk.buffers.Get().(*[bulkBuffer]byte)
 	defer s.h.bulk.buffers.Put(buf)
@@ -158,7 +160,7 @@ func (s *session) owe(finals []smtpwire.Reply) error {
 	for i := range finals {
 		s.fifo.push(pending{kind: finalReply, own: &finals[i]})
 	}
-	s.phase = phaseCommands
+	s.phase, s.asking = phaseCommands, false
 	s.endTransaction()
 	s.armServer()
 	return nil

@@ -122,6 +122,10 @@ func (s *session) quitServer() {
 	down := s.down
 	s.phase = phaseReplay // no more keep-alive
 	s.mu.Unlock()
+	if s.asking {
+		s.cutServer()
+		return
+	}
 	if down == nil && !s.abandon && s.ctx.Err() == nil {
 		s.server.write([]byte("QUIT\r\n"))
 	}
@@ -137,6 +141,10 @@ func (s *session) clientEnded() {
 		s.mu.Lock()
 		s.phase = phaseReplay
 		s.mu.Unlock()
+		if s.asking {
+			s.cutServer()
+			return
+		}
 		s.server.write([]byte("RSET\r\nQUIT\r\n"))
 		return
 	}

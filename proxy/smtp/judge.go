@@ -87,6 +87,15 @@ func (s *session) refuse(m *message, reason string, v *inspect.Verdict, reply []
 // finalAnswer gives the client the reply to its message, and the server a RSET. Without a server the session ends.
 func (s *session) finalAnswer(m *message, reply []byte) error {
 	reply = []byte(strings.Repeat(string(reply), s.finals(m)))
+	if s.asking {
+		// The server waits for content, of which there must be no end: only a reset says that (mode A of section 1.8).
+		s.cutServer()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.phase, s.fifo = phaseCommands, queue{}
+		s.client.out = append(append(s.client.out, reply...), s.replyLocked(421, "4.3.0", "Closing connection, connect again")...)
+		return errors.Join(s.client.flush(), errSaid)
+	}
 	s.mu.Lock()
 	s.phase = phaseCommands
 	s.endTransaction()

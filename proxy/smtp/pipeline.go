@@ -42,6 +42,7 @@ const (
 	quietReply   // our own RSET: nobody wants to know, unless it fails
 	noopReply    // our own NOOP
 	answerReply  // our own DATA: into pending.own
+	askReply     // DATA asked first: the same, but the client gets a refusal
 )
 
 // queue is a first-in first-out list without allocation in the steady state.

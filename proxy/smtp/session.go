@@ -97,6 +97,7 @@ type session struct {
 	opening   time.Duration // limit for the first octets, on ports where TLS starts at once
 	auth      authExchange
 	messages  int
+	asking    bool   // the server waits for content (DataMode AskFirst)
 	abandon   bool   // nothing more may be said to the server
 	resetOut  bool   // the client is to see a reset
 	linger    bool   // the client may still be talking while it should read our last word

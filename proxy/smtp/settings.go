@@ -11,6 +11,7 @@ type Settings struct {
 	ScanBudgetMua time.Duration `key:"ScanBudgetMua" default:"50s" min:"1s" max:"10m" doc:"On submission ports, how long the verdict on a message may take before the client is told to try again. Mail programs give up after 60 seconds."`
 	ScanBudgetMta time.Duration `key:"ScanBudgetMta" default:"5m" min:"1s" max:"10m" doc:"The same on port 25, where mail servers wait up to ten minutes for the answer to a message."`
 
+	DataMode    string `key:"DataMode" enum:"SpoolFirst|AskFirst" default:"SpoolFirst" doc:"SpoolFirst gives the server DATA only once a message may pass, so that a refused one leaves the session usable. AskFirst gives it at once, so that a server that refuses DATA does so before the content is sent; a refused message then ends the session."`
 	EodPolicy   string `key:"EodPolicy" enum:"Reject|Normalize" default:"Reject" doc:"A message that holds something which careless servers take for the end of data (SMTP smuggling) is refused, or its line ends are made proper, which breaks signatures."`
 	BareLf      string `key:"BareLineFeedInCommands" enum:"Accept|Reject" default:"Accept" doc:"Whether a command line may end in LF alone. It is passed on with CRLF. Message content is not concerned."`
 	EarlyTalker string `key:"EarlyTalker" enum:"Faithful|Hold" default:"Faithful" doc:"What a client sends before the server's greeting is passed on at once, so that the server can notice it, or held until the greeting is complete."`
@@ -50,6 +51,7 @@ func (s Settings) withDefaults() Settings {
 	}
 	duration(&s.ScanBudgetMua, 50*time.Second)
 	duration(&s.ScanBudgetMta, 5*time.Minute)
+	word(&s.DataMode, "SpoolFirst")
 	word(&s.EodPolicy, "Reject")
 	word(&s.BareLf, "Accept")
 	word(&s.EarlyTalker, "Faithful")

@@ -196,7 +196,7 @@ func TestTimes(t *testing.T) {
 		}
 		h.ended()
 	})
-	bubble(t, "S-193 NOOP while a message arrives, seldom enough", func(t *testing.T) {
+	bubble(t, "S-193 G-12 NOOP while a message arrives, seldom enough and never seen by the client", func(t *testing.T) {
 		h := newPipeHarness(t, nil)
 		h.greet()
 		noops, done := 0, make(chan struct{})
