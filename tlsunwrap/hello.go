@@ -10,10 +10,10 @@ import (
 // IsClientHello reports whether first, which may be as little as one octet, begins a TLS connection. No command of a
 // mail protocol does.
 func IsClientHello(first []byte) bool {
-	// RFC 8446 §5.1: handshake, version 3.x, length; §4: client_hello.
+	// RFC 8446 §5.1: handshake, a version that is to be ignored, length; §4: client_hello. As lenient as crypto/tls is.
 	for i, b := range first[:min(len(first), 6)] {
 		switch {
-		case i == 0 && b != 22, i == 1 && b != 3, i == 2 && b > 4, i == 5 && b != 1:
+		case i == 0 && b != 22, i == 1 && b >= 0x10, i == 5 && b != 1:
 			return false
 		}
 	}
