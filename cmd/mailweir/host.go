@@ -148,7 +148,7 @@ func (doctorCmd) Run(a *app) error {
 func ownChecks(ctx context.Context, l *config.Loaded) []divert.Check {
 	root := &l.Settings.Root
 	list := []divert.Check{{Name: "configuration", State: divert.OK, Detail: l.File.Path + " is good"}}
-	for _, d := range []struct{ name, dir string }{{"StateDir", root.StateDir}, {"SpoolDir", root.SpoolDir}} {
+	for _, d := range []struct{ name, dir string }{{"StateDir", root.StateDir}, {"SpoolDir", root.Spooling()}} {
 		list = append(list, checkDir(d.name, d.dir))
 	}
 	gw := divert.Check{Name: "gateway", State: divert.OK, Detail: "running"}

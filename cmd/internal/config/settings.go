@@ -29,7 +29,7 @@ type Settings struct {
 // Root is the section [Root]: paths and logs.
 type Root struct {
 	StateDir        string `key:"StateDir" type:"directory" default:"/var/lib/mailweir" restart:"yes" doc:"Where the authority's keys and certificates, the quarantine and the event log are kept."`
-	SpoolDir        string `key:"SpoolDir" type:"directory" default:"/var/spool/mailweir" restart:"yes" doc:"Where messages that are being inspected lie while they are too long for memory. Nothing in it outlives the process."`
+	SpoolDir        string `key:"SpoolDir" type:"directory" default:"" restart:"yes" doc:"Where messages that are being inspected lie while they are too long for memory. Nothing in it outlives the process. Empty means the directory spool under StateDir."`
 	ControlSocket   string `key:"ControlSocket" type:"path" default:"/run/mailweir/control.sock" restart:"yes" doc:"The UNIX socket on which the running gateway answers the other commands."`
 	VirusBaseDir    string `key:"VirusBaseDir" type:"directory" default:"" doc:"Signature files (.hdb, .hsb, .ndb) of the built-in engine. Empty means the directory signatures under StateDir."`
 	DefaultLogLevel string `key:"DefaultLogLevel" enum:"Debug|Info|Notice|Warning|Error" default:"Notice" doc:"How much is logged. Notice has one line for everything an administrator may have to act on, Info one line for every connection and message, Debug what a developer wants."`
@@ -49,6 +49,14 @@ func (r *Root) Signatures() string {
 		return r.VirusBaseDir
 	}
 	return filepath.Join(r.StateDir, "signatures")
+}
+
+// Spooling returns the directory of messages that are being inspected.
+func (r *Root) Spooling() string {
+	if r.SpoolDir != "" {
+		return r.SpoolDir
+	}
+	return filepath.Join(r.StateDir, "spool")
 }
 
 // Events returns the path of the event log.

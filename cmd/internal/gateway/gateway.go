@@ -104,7 +104,7 @@ func (g *Gateway) run(ctx context.Context, socket *control.Listener, loaded *con
 		return err
 	}
 	defer g.events.Close()
-	g.spool, err = spool.New(spool.Config{Settings: root.Spool, Dir: root.SpoolDir, Log: g.log})
+	g.spool, err = spool.New(spool.Config{Settings: root.Spool, Dir: root.Spooling(), Log: g.log})
 	if err != nil {
 		return err
 	}
