@@ -161,9 +161,8 @@ func (s *session) notSMTP() {
 	if !s.h.tunnel.has(s.c.Server) {
 		return
 	}
-	s.notInspected("NotSmtpTunnel")
 	if s.client.write(first) == nil && s.server.write(s.client.unread()) == nil {
-		s.relay(s.client.raw, s.server.raw)
+		s.passThrough("NotSmtpTunnel")
 	}
 }
 

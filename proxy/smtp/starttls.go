@@ -78,7 +78,6 @@ func (s *session) settleTLS() (*smtpwire.Reply, error) {
 // meanwhile.
 func (s *session) unwrap(first []byte) error {
 	if s.h.tls == nil {
-		s.notInspected("UnwrapSsl No")
 		return s.relayTLS(first)
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.h.set.HandshakeTimeout)
@@ -93,8 +92,9 @@ func (s *session) unwrap(first []byte) error {
 		return fmt.Errorf("%w: %w", errTLS, err)
 	}
 	if got.Info.Tunnel {
-		s.notInspected(got.Info.Reason)
-		return s.relay(got.Client, got.Server)
+		in, out, err := s.relay(got.Client, got.Server)
+		got.Account(in, out)
+		return err
 	}
 	s.client.become(got.Client)
 	s.server.become(got.Server)
@@ -133,7 +133,7 @@ func (s *session) relayTLS(first []byte) error {
 	if err := s.client.write(server); err != nil {
 		return err
 	}
-	return s.relay(s.client.raw, s.server.raw)
+	return s.passThrough("UnwrapSsl No")
 }
 
 // opens returns the first octets of c, which begin with those in first: enough to tell TLS.
@@ -154,23 +154,27 @@ func (s *session) opens(c net.Conn, first []byte) ([]byte, error) {
 	return append(buf[:n:n], first[min(n, len(first)):]...), nil
 }
 
-// relay passes octets through until both ends are done.
-func (s *session) relay(client, server net.Conn) error {
+// relay passes octets through until both ends are done, and returns how many went each way.
+func (s *session) relay(client, server net.Conn) (in, out int64, err error) {
 	s.client.raw.SetDeadline(time.Time{})
 	s.server.raw.SetDeadline(time.Time{})
-	in, out, err := proxy.Relay(s.ctx, client, server)
+	in, out, err = proxy.Relay(s.ctx, client, server)
 	s.client.received.Add(in)
+	s.server.sent.Add(in)
+	s.server.received.Add(out)
 	s.client.sent.Add(out)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errTunnelled, err)
+		return in, out, fmt.Errorf("%w: %w", errTunnelled, err)
 	}
-	return errTunnelled
+	return in, out, errTunnelled
 }
 
-// notInspected records that what follows passes unseen, and why.
-func (s *session) notInspected(reason string) {
-	e := s.h.event("not-inspected", s.c)
-	e.Reason = reason
-	s.h.events.Record(e)
+// passThrough relays without looking, and records what was not inspected, and why.
+func (s *session) passThrough(reason string) error {
 	s.log.Info("not inspected", "reason", reason)
+	in, out, err := s.relay(s.client.raw, s.server.raw)
+	e := s.h.event("not-inspected", s.c)
+	e.Reason, e.Size = reason, in+out
+	s.h.events.Record(e)
+	return err
 }
