@@ -452,7 +452,7 @@ func TestT029T080(t *testing.T) {
 		extra := filepath.Join(t.TempDir(), "extra.pem")
 		tlstest.WriteFile(t, extra, tlstest.PEM(b.root.Cert.Raw))
 		s := b.cfg.Settings
-		s.TlsTrusted = []string{extra}
+		s.TlsTrustedCa = []string{extra}
 		if err := b.u.Reload(s); err != nil {
 			t.Fatal(err)
 		}
@@ -487,7 +487,7 @@ func TestT032(t *testing.T) {
 		cert.Certificate = cert.Certificate[:1]
 		path := filepath.Join(t.TempDir(), "x.pem")
 		tlstest.WriteFile(t, path, tlstest.PEM(ca.Cert.Raw))
-		b.cfg.TlsHelpers = []string{path}
+		b.cfg.TlsIntermediates = []string{path}
 		b.open()
 		fine(t, b.run(flow{server: echo(serverConfig(cert)), client: b.talk()}))
 	})

@@ -429,7 +429,7 @@ func TestSettingsCheck(t *testing.T) {
 		}
 	}
 	for _, s := range []Settings{
-		{TlsTrusted: []string{"/nonexistent"}}, {TlsHelpers: []string{"/nonexistent"}}, {TlsCrlDir: "/nonexistent"},
+		{TlsTrustedCa: []string{"/nonexistent"}}, {TlsIntermediates: []string{"/nonexistent"}}, {TlsCrlDir: "/nonexistent"},
 		{ServeCert: []string{"192.0.2.1=/nonexistent:/nonexistent"}},
 	} {
 		if _, err := New(Config{Settings: s, Minter: brokenMinter{}}); err == nil || !strings.Contains(err.Error(), "nonexistent") {

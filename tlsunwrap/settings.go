@@ -15,17 +15,17 @@ import (
 
 // Settings is what an administrator writes. The zero value is usable; it opens nothing, since UnwrapSsl is No.
 type Settings struct {
-	UnwrapSsl  bool     `key:"UnwrapSsl" default:"No" doc:"Open TLS connections (implicit TLS and STARTTLS) and scan what is inside. Clients must trust the gateway's authority (mailweir certificate). With No, TLS is relayed untouched and logged as not inspected."`
-	TlsVerify  string   `key:"TlsVerify" enum:"Auto|Strict|MirrorInvalid|Opportunistic" default:"Auto" doc:"What happens if a server's certificate does not verify. Strict: the connection is refused. MirrorInvalid: the client gets a certificate with the same defects by an authority that nobody trusts, and decides itself. Opportunistic: like MirrorInvalid, but a destination whose certificate was once good is refused. Auto: Opportunistic on port 25, Strict elsewhere."`
-	TlsBypass  []string `key:"TlsBypass" default:"" doc:"Connections that are let through without being opened, and logged: ADDRESS, NET/BITS or server name (also *.example.com), each with :PORT if wanted, or client:ADDRESS, client:NET/BITS. A name counts only once the server has shown a valid certificate for it."`
-	TlsPin     []string `key:"TlsPin" default:"" doc:"Destinations with a known key: DESTINATION=sha256/HASH, where HASH is the SHA-256 of the public key (SubjectPublicKeyInfo), base64 or hexadecimal. Another key is refused; this key is accepted whatever its certificate says."`
-	TlsLegacy  []string `key:"TlsLegacy" default:"" doc:"Destinations, or clients as client:ADDRESS, that may use TLS 1.0 and 1.1 and RSA key exchange."`
-	TlsTrusted []string `key:"TlsTrustedCa" default:"" doc:"PEM files with authorities to trust in addition to the system's."`
-	TlsHelpers []string `key:"TlsIntermediates" default:"" doc:"PEM files with intermediate certificates, for servers that forget to send theirs."`
-	TlsCrlDir  string   `key:"TlsCrlDir" default:"" doc:"Directory with certificate revocation lists (*.crl, *.pem). It is read at start and on reload."`
-	Revocation string   `key:"TlsRevocation" enum:"Soft|Hard" default:"Soft" doc:"Whether a certificate whose revocation status is unknown (no stapled OCSP answer, no revocation list) is accepted. A revoked one never is."`
-	MinRsaBits int      `key:"TlsMinRsaBits" default:"2048" min:"1024" max:"8192" doc:"Shortest RSA key that is accepted in a server's chain."`
-	ServeCert  []string `key:"ServeCert" default:"" doc:"Own mail servers behind the gateway whose real certificate is served in place of a minted one: SERVER=CERTIFICATE.pem:KEY.pem, where SERVER is an ADDRESS or NET/BITS, with :PORT if wanted."`
+	UnwrapSsl        bool     `key:"UnwrapSsl" default:"No" doc:"Open TLS connections (implicit TLS and STARTTLS) and scan what is inside. Clients must trust the gateway's authority (mailweir certificate). With No, TLS is relayed untouched and logged as not inspected."`
+	TlsVerify        string   `key:"TlsVerify" enum:"Auto|Strict|MirrorInvalid|Opportunistic" default:"Auto" doc:"What happens if a server's certificate does not verify. Strict: the connection is refused. MirrorInvalid: the client gets a certificate with the same defects by an authority that nobody trusts, and decides itself. Opportunistic: like MirrorInvalid, but a destination whose certificate was once good is refused. Auto: Opportunistic on port 25, Strict elsewhere."`
+	TlsBypass        []string `key:"TlsBypass" default:"" doc:"Connections that are let through without being opened, and logged: ADDRESS, NET/BITS or server name (also *.example.com), each with :PORT if wanted, or client:ADDRESS, client:NET/BITS. A name counts only once the server has shown a valid certificate for it."`
+	TlsPin           []string `key:"TlsPin" default:"" doc:"Destinations with a known key: DESTINATION=sha256/HASH, where HASH is the SHA-256 of the public key (SubjectPublicKeyInfo), base64 or hexadecimal. Another key is refused; this key is accepted whatever its certificate says."`
+	TlsLegacy        []string `key:"TlsLegacy" default:"" doc:"Destinations, or clients as client:ADDRESS, that may use TLS 1.0 and 1.1 and RSA key exchange."`
+	TlsTrustedCa     []string `key:"TlsTrustedCa" default:"" doc:"PEM files with authorities to trust in addition to the system's."`
+	TlsIntermediates []string `key:"TlsIntermediates" default:"" doc:"PEM files with intermediate certificates, for servers that forget to send theirs."`
+	TlsCrlDir        string   `key:"TlsCrlDir" default:"" doc:"Directory with certificate revocation lists (*.crl, *.pem). It is read at start and on reload."`
+	Revocation       string   `key:"TlsRevocation" enum:"Soft|Hard" default:"Soft" doc:"Whether a certificate whose revocation status is unknown (no stapled OCSP answer, no revocation list) is accepted. A revoked one never is."`
+	MinRsaBits       int      `key:"TlsMinRsaBits" default:"2048" min:"1024" max:"8192" doc:"Shortest RSA key that is accepted in a server's chain."`
+	ServeCert        []string `key:"ServeCert" default:"" doc:"Own mail servers behind the gateway whose real certificate is served in place of a minted one: SERVER=CERTIFICATE.pem:KEY.pem, where SERVER is an ADDRESS or NET/BITS, with :PORT if wanted."`
 
 	HelloTimeout     time.Duration `key:"TlsHelloTimeout" default:"60s" min:"1s" max:"300s" doc:"How long a client may take to begin TLS after it was told to."`
 	HandshakeTimeout time.Duration `key:"TlsHandshakeTimeout" default:"30s" min:"1s" max:"300s" doc:"How long a server, and then the client, may take for the handshake."`
@@ -263,14 +263,14 @@ func (u *Unwrapper) readRules(s Settings) (*rules, error) {
 		x.cert = &c
 	}
 	if r.roots == nil {
-		if r.roots, r.rootInfo, err = readRoots(s.TlsTrusted, u.own); err != nil {
+		if r.roots, r.rootInfo, err = readRoots(s.TlsTrustedCa, u.own); err != nil {
 			return nil, err
 		}
 		if r.rootInfo.Count == 0 {
 			u.log.Warn("no root certificates: every server will be refused", "searched", strings.Join(rootFiles(), " "))
 		}
 	}
-	for _, path := range s.TlsHelpers {
+	for _, path := range s.TlsIntermediates {
 		cs, err := readCertificates(path)
 		if err != nil {
 			return nil, fmt.Errorf("TlsIntermediates: %w", err)
