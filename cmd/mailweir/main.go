@@ -4,7 +4,7 @@
 // This package parses the command line and calls the right thing. What each command does to the running gateway is
 // in cmd/internal/control, how a gateway runs in cmd/internal/gateway, the settings in cmd/internal/config.
 //
-// The exit status is 0 for success, 1 where a command has a "no" to report (scan --fail, doctor), and 2 for an error.
+// The exit status is 0 for success, 1 where a command has a "no" to report (scan --fail, doctor, virus-test), and 2 for an error.
 package main
 
 import (
@@ -43,6 +43,7 @@ type cli struct {
 	Divert      divertCmd      `cmd:"" help:"Show the firewall rules, or remove them."`
 	Scan        scanCmd        `cmd:"" help:"Judge files with the configured engines."`
 	Quarantine  quarantineCmd  `cmd:"" help:"List, show, export or delete what is in quarantine."`
+	VirusTest   virusTestCmd   `cmd:"" help:"Send a harmless test virus."`
 }
 
 // app is what every command is given.

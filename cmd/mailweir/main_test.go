@@ -3,8 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"flag"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +23,7 @@ import (
 	"mailweir/cmd/internal/gateway"
 	"mailweir/inspect"
 	"mailweir/inspect/quarantine"
+	"mailweir/proxy/proxytest"
 
 	"github.com/alecthomas/kong"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -49,6 +56,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ready": ready,
 			"keep":  keep,
+			"serve": func(ts *testscript.TestScript, _ bool, args []string) { serve(t, ts, args) },
 		},
 	})
 }
@@ -85,12 +93,45 @@ func keep(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[1], id)
 }
 
+// serve starts a fake mail server that refuses test viruses (refuses) or takes everything (takes), with TLS (tls) or
+// without, and puts its address into $SERVER.
+func serve(t *testing.T, ts *testscript.TestScript, args []string) {
+	s := &proxytest.Server{}
+	for _, arg := range args {
+		switch arg {
+		case "refuses":
+			s.Reply = func(event, _ string) string {
+				if event == "dot" {
+					return "550 5.7.1 a virus"
+				}
+				return ""
+			}
+		case "denies":
+			s.Reply = func(event, _ string) string {
+				if event == "RCPT" {
+					return "550 5.1.1 nobody here"
+				}
+				return ""
+			}
+		case "tls":
+			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			ts.Check(err)
+			like := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+			der, err := x509.CreateCertificate(rand.Reader, like, like, &key.PublicKey, key)
+			ts.Check(err)
+			s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+			s.Caps = []string{"STARTTLS"}
+		}
+	}
+	ts.Setenv("SERVER", s.Start(t).Addr().String())
+}
+
 // TestReference compares docs/reference/commands.md with what the commands say of themselves.
 func TestReference(t *testing.T) {
 	var b bytes.Buffer
 	b.WriteString("# Commands\n\n<!-- Made from the command line itself: go test ./cmd/mailweir -update -->\n\n")
 	b.WriteString("Options may stand before or after arguments; what stands after -- is no option. The exit status is 0 for success, 1 where a\n" +
-		"command has a no to report (`scan --fail`, `doctor`), 2 for an error.\n")
+		"command has a no to report (`scan --fail`, `doctor`, `virus-test`), 2 for an error.\n")
 	help := func(args ...string) {
 		t.Helper()
 		var out, errs bytes.Buffer
