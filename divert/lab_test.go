@@ -177,6 +177,8 @@ func (l *lab) veth(here, there string, ns netns.NsHandle, addresses ...string) {
 	}
 	in(l.t, l.gateway, set(here, addresses[:2]))
 	in(l.t, ns, set(there, addresses[2:]))
+	l.introduce(l.gateway, here, ns, there, addresses[2:])
+	l.introduce(ns, there, l.gateway, here, addresses[:2])
 	in(l.t, l.gateway, func() error { return ready(here) })
 	in(l.t, ns, func() error { return ready(there) })
 	for _, a := range addresses[:2] {
@@ -184,7 +186,34 @@ func (l *lab) veth(here, there string, ns netns.NsHandle, addresses ...string) {
 	}
 }
 
-// reachable waits until the neighbours know each other: a first packet may be lost, and its repetition takes a second.
+// introduce tells a link who is at its other end. A first question for a neighbour may be lost while the links come up,
+// and its repetition takes a second.
+func (l *lab) introduce(ns netns.NsHandle, dev string, peer netns.NsHandle, peerDev string, addresses []string) {
+	l.t.Helper()
+	var mac net.HardwareAddr
+	in(l.t, peer, func() error {
+		link, err := netlink.LinkByName(peerDev)
+		if err == nil {
+			mac = link.Attrs().HardwareAddr
+		}
+		return err
+	})
+	in(l.t, ns, func() error {
+		link, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		for _, a := range addresses {
+			ip := net.ParseIP(strings.Split(a, "/")[0])
+			if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: ip, HardwareAddr: mac, State: netlink.NUD_PERMANENT}); err != nil {
+				return fmt.Errorf("neighbour %s: %w", a, err)
+			}
+		}
+		return nil
+	})
+}
+
+// reachable waits until packets get through to the other end.
 func reachable(a netip.Addr) error {
 	var err error
 	for range 50 {
