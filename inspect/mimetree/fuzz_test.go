@@ -28,29 +28,8 @@ func FuzzParse(f *testing.F) {
 		}
 		r, size := bytes.NewReader(b), int64(len(b))
 		root := Parse(r, size, Limits{MaxDepth: 10, MaxParts: 200})
-		n := 0
+		checkTree(t, root, size)
 		for p := range root.All() {
-			if n++; n > 1000 {
-				t.Fatal("too many parts")
-			}
-			if p.Start < 0 || p.Start > p.HeaderEnd || p.HeaderEnd > p.BodyStart || p.BodyStart > p.End || p.End > size {
-				t.Fatalf("%s: %d %d %d %d of %d", p.Path, p.Start, p.HeaderEnd, p.BodyStart, p.End, size)
-			}
-			if p.Close != 0 && (p.Close < p.BodyStart-2 || p.Close > p.End) {
-				t.Fatalf("%s: close %d outside of [%d, %d)", p.Path, p.Close, p.BodyStart, p.End)
-			}
-			last := p.BodyStart
-			for _, c := range p.Children {
-				if c.Start < last || c.End > p.End {
-					t.Fatalf("%s: [%d, %d) follows %d in [%d, %d)", c.Path, c.Start, c.End, last, p.BodyStart, p.End)
-				}
-				last = c.End
-			}
-			for _, f := range p.Header {
-				if f.Start < p.Start || f.End > p.BodyStart || f.Name == "" {
-					t.Fatalf("%s: field %+v", p.Path, f)
-				}
-			}
 			if p.Type == "" || len(p.Encodings) == 0 || p.Encodings[0] != p.Encoding {
 				t.Fatalf("%s: type %q, encodings %q", p.Path, p.Type, p.Encodings)
 			}
@@ -64,6 +43,35 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// checkTree checks that parts lie inside of the message and of their parents, in order.
+func checkTree(t *testing.T, root *Part, size int64) {
+	t.Helper()
+	n := 0
+	for p := range root.All() {
+		if n++; n > 2000 {
+			t.Fatal("too many parts")
+		}
+		if p.Start < 0 || p.Start > p.HeaderEnd || p.HeaderEnd > p.BodyStart || p.BodyStart > p.End || p.End > size {
+			t.Fatalf("%s: %d %d %d %d of %d", p.Path, p.Start, p.HeaderEnd, p.BodyStart, p.End, size)
+		}
+		if p.Close != 0 && (p.Close < p.BodyStart-2 || p.Close > p.End) {
+			t.Fatalf("%s: close %d outside of [%d, %d)", p.Path, p.Close, p.BodyStart, p.End)
+		}
+		last := p.BodyStart
+		for _, c := range p.Children {
+			if c.Start < last || c.End > p.End {
+				t.Fatalf("%s: [%d, %d) follows %d in [%d, %d)", c.Path, c.Start, c.End, last, p.BodyStart, p.End)
+			}
+			last = c.End
+		}
+		for _, f := range p.Header {
+			if f.Start < p.Start || f.End > p.BodyStart || f.Name == "" {
+				t.Fatalf("%s: field %+v", p.Path, f)
+			}
+		}
+	}
 }
 
 // FuzzDecode compares with the standard library where that reads the whole, and reading in small pieces with reading

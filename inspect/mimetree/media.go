@@ -49,7 +49,7 @@ func (p *parser) classify(part *Part, depth int) {
 				p.wait(reading{part: part, typ: t.typ, boundary: b})
 			}
 		}
-		if i > 0 && t.typ != part.Type && (t.typ == "message/rfc822" || strings.HasPrefix(part.Type, "multipart/") && part.Encoded()) {
+		if i > 0 && t.typ != part.Type && (t.typ == "message/rfc822" || strings.HasPrefix(part.Type, "multipart/") && part.maybeEncoded()) {
 			p.wait(reading{part: part, typ: t.typ})
 		}
 	}
@@ -70,12 +70,12 @@ func (p *parser) kind(part *Part, depth int) {
 		if part.Boundary == "" {
 			return
 		}
-		if part.Encoded() {
+		if part.maybeEncoded() {
 			part.odd(OddEncodedMultipart) // RFC 2045 §6.4 forbids it
 		}
 		part.Kind = Multipart
 	case part.Type == "message/rfc822" || part.Type == "message/global" || part.Type == "message/news":
-		if part.Encoded() {
+		if part.maybeEncoded() {
 			part.odd(OddEncodedMessage)
 			p.wait(reading{part: part, typ: part.Type, raw: true})
 			return

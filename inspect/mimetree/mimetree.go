@@ -13,6 +13,7 @@ package mimetree
 import (
 	"io"
 	"iter"
+	"slices"
 	"strconv"
 )
 
@@ -216,6 +217,9 @@ func (p *Part) Get(name string) string {
 
 // Encoded says whether Decoded gives other octets than the body's own.
 func (p *Part) Encoded() bool { return isEncoded(p.Encoding) }
+
+// maybeEncoded says whether some program may undo an encoding.
+func (p *Part) maybeEncoded() bool { return slices.ContainsFunc(p.Encodings, isEncoded) }
 
 // odd notes an oddity once.
 func (p *Part) odd(name string) {

@@ -417,3 +417,39 @@ func (e endless) ReadAt(b []byte, off int64) (n int, err error) {
 	}
 	return n, nil
 }
+
+// failingAfter is a body whose reads fail from the n-th on: few octets, and an error.
+type failingAfter struct {
+	body  string
+	reads int
+	n     int
+	give  int
+}
+
+func (f *failingAfter) ReadAt(b []byte, off int64) (int, error) {
+	if f.reads++; f.reads > f.n {
+		n, _ := strings.NewReader(f.body).ReadAt(b[:min(len(b), f.give)], off)
+		return n, io.ErrUnexpectedEOF
+	}
+	return strings.NewReader(f.body).ReadAt(b, off)
+}
+
+// TestReadsThatFail: wherever a read fails, the message ends there, and nothing worse happens.
+func TestReadsThatFail(t *testing.T) {
+	part := "--b\r\nContent-Type: text/plain\r\n\r\n" + strings.Repeat("- a line of text -- with dashes\r\n--not a delimiter\r\n", 700) + "\r\n"
+	for _, c := range []struct{ name, body string }{
+		{"parts", message("Content-Type: multipart/mixed; boundary=b", "", strings.Repeat(part, 20)+"--b--")},
+		{"padding without end", message("Content-Type: multipart/mixed; boundary=b", "", strings.Repeat("x", 60<<10), "--b"+strings.Repeat(" ", 200<<10), "--b--")},
+		{"dashes", message("Content-Type: multipart/mixed; boundary=b", "", strings.Repeat("--b\r\n", 60<<10))},
+		{"header", message("Subject: x", strings.Repeat("X-Y: "+strings.Repeat("z", 900)+"\r\n", 300)+"Content-Type: multipart/mixed; boundary=b", "", part)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for n := range 40 {
+				for _, give := range []int{0, 1, 2, 3000, 40_000} {
+					body := &failingAfter{body: c.body, n: n, give: give}
+					checkTree(t, Parse(body, int64(len(c.body)), Limits{MaxParts: 1000}), int64(len(c.body)))
+				}
+			}
+		})
+	}
+}

@@ -294,6 +294,9 @@ func (w *walker) eolBefore(pos int64) int64 {
 // of equal ones the innermost.
 func (w *walker) match(pos int64) (d delimiter, ok bool) {
 	b := w.w.at(pos, w.limit)
+	if len(b) < 2 {
+		return delimiter{}, false // the dashes could be read before, and now they cannot
+	}
 	n := bytes.IndexByte(b, '\n')
 	d.after = pos + int64(n) + 1
 	if n < 0 {
