@@ -96,7 +96,10 @@ func (a *app) showStat(s control.Stat) error {
 		line("reload", "refused: %s", plain(s.Reload))
 	}
 	active := "no rules are in force"
-	if s.Divert.Active {
+	switch {
+	case len(s.Divert.Input)+len(s.Divert.Forward)+len(s.Divert.Output) == 0:
+		active = "off in the settings"
+	case s.Divert.Active:
 		active = "rules are in force"
 	}
 	line("divert", "%s, fail mode %s", active, s.Divert.FailMode)

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -273,5 +275,44 @@ func TestChangesAtOnce(t *testing.T) {
 func TestLoad(t *testing.T) {
 	if _, err := Load(filepath.Join(t.TempDir(), "none.ini")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestNamedSettingsExist looks for Section.Parameter in every text of the project: whoever reads one can set it.
+func TestNamedSettingsExist(t *testing.T) {
+	const root = "../../.."
+	table := NewTable()
+	name := regexp.MustCompile(`\b(` + strings.Join(table.Sections, "|") + `)\.([A-Z][A-Za-z0-9]+)\b`)
+	found := 0
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if d.Name() == "testdata" || d.Name() == "bin" || strings.HasPrefix(d.Name(), ".") && path != root {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if ext := filepath.Ext(path); ext != ".md" && ext != "" && ext != ".service" && ext != ".sh" {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, m := range name.FindAllString(string(text), -1) {
+			found++
+			if _, err := table.Find(m); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found < 20 {
+		t.Errorf("only %d names found", found)
 	}
 }

@@ -60,12 +60,13 @@ type Gateway struct {
 
 	current atomic.Pointer[generation]
 
-	change    sync.Mutex // one reload at a time
+	change    sync.Mutex // one change at a time; guards unwrapper and stopping
 	unwrapper *tlsunwrap.Unwrapper
-	active    bool
 	stopping  bool
+
+	state     sync.Mutex // guards active and reloadErr
+	active    bool
 	reloadErr error
-	state     sync.Mutex // guards active, stopping and reloadErr
 }
 
 // Run runs a gateway until a signal or ctx ends it.
@@ -166,7 +167,8 @@ func (g *Gateway) serve(ctx context.Context, socket *control.Listener) error {
 		})
 	}
 	wg.Go(func() { report(control.Serve(soft, socket, ops{g}, g.log)) })
-	wg.Go(func() { g.housekeeping(soft) })
+	wg.Go(func() { g.purge(soft) })
+	wg.Go(func() { g.aliveness(soft) })
 
 	err := g.apply(ctx)
 	if err == nil {
@@ -176,9 +178,9 @@ func (g *Gateway) serve(ctx context.Context, socket *control.Listener) error {
 		err = g.wait(ctx, failed)
 	}
 	g.sup.stopping()
-	g.state.Lock()
+	g.change.Lock() // a change that is under way ends first, and none comes after it
 	g.stopping = true
-	g.state.Unlock()
+	g.change.Unlock()
 	return errors.Join(err, g.stop(stop, cancel))
 }
 
@@ -218,8 +220,8 @@ func (g *Gateway) stop(stopSoft, cancelHard context.CancelFunc) error {
 	drain, cancel := context.WithTimeout(context.Background(), g.current.Load().settings.Root.DrainTimeout)
 	defer cancel()
 	done := make(chan struct{})
-	defer close(done)
-	go func() { // a second signal ends patience
+	var wg sync.WaitGroup
+	wg.Go(func() { // a second signal ends patience
 		for {
 			select {
 			case <-done:
@@ -230,7 +232,9 @@ func (g *Gateway) stop(stopSoft, cancelHard context.CancelFunc) error {
 				}
 			}
 		}
-	}()
+	})
+	defer wg.Wait()
+	defer close(done)
 	rules := context.WithoutCancel(drain) // rules go, however impatient somebody is
 	err := g.divert.Stop(rules)
 	g.state.Lock()
@@ -245,29 +249,36 @@ func (g *Gateway) stop(stopSoft, cancelHard context.CancelFunc) error {
 	return err
 }
 
-// housekeeping does what has to be done from time to time.
-func (g *Gateway) housekeeping(ctx context.Context) {
+// purge removes what is too old from the quarantine, now and every hour.
+func (g *Gateway) purge(ctx context.Context) {
 	hour := time.NewTicker(time.Hour)
 	defer hour.Stop()
-	var alive <-chan time.Time
-	if d := g.sup.watchdog(); d > 0 {
-		t := time.NewTicker(d)
-		defer t.Stop()
-		alive = t.C
-	}
 	for {
 		if _, err := g.store.Purge(ctx); err != nil && ctx.Err() == nil {
 			g.log.Warn("old items cannot be removed from the quarantine", "err", err)
 		}
-		for again := true; again; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-alive:
-				g.sup.alive()
-			case <-hour.C:
-				again = false
-			}
+		select {
+		case <-ctx.Done():
+			return
+		case <-hour.C:
+		}
+	}
+}
+
+// aliveness gives systemd's watchdog its signs of life, if it wants any.
+func (g *Gateway) aliveness(ctx context.Context) {
+	every := g.sup.watchdog()
+	if every <= 0 {
+		return
+	}
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			g.sup.alive()
 		}
 	}
 }

@@ -55,6 +55,9 @@ func (o ops) DivertOff(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	g.change.Lock()
 	defer g.change.Unlock()
+	if g.stopping {
+		return errStopping
+	}
 	s := g.current.Load().settings.LinuxFirewall.Divert
 	s.InputDivert, s.ForwardDivert, s.OutputDivert = nil, nil, nil
 	if err := g.divert.Set(ctx, s); err != nil {
@@ -152,10 +155,7 @@ var errStopping = errors.New("the gateway is stopping")
 
 // takeOver puts new settings in force, all of them or none. g.change is held.
 func (g *Gateway) takeOver(ctx context.Context, l *config.Loaded) (applied control.Applied, err error) {
-	g.state.Lock()
-	stopping := g.stopping
-	g.state.Unlock()
-	if stopping {
+	if g.stopping {
 		return applied, errStopping
 	}
 	old := g.current.Load()
