@@ -159,6 +159,7 @@ type File struct {
 	tail   []*[chunkSize]byte // octets [onDisk, size)
 	disk   *os.File           // octets [0, onDisk); nil as long as everything is in memory
 	onDisk int64
+	copied int64 // the octets before it are on disk too, whatever onDisk says
 	size   int64
 	err    error // of Write; stays
 	closed bool
@@ -303,6 +304,32 @@ func (f *File) ReadAt(b []byte, off int64) (n int, err error) {
 		n += copy(b[n:], f.tail[at/chunkSize][at%chunkSize:])
 	}
 	return n, err
+}
+
+// OSFile returns the temporary file if the body lies in it as a whole, and nil if it is in memory: who can pass a
+// descriptor on need not read. The octets that are still in memory of a body that is on disk otherwise go there first.
+//
+// The file stays f's own: it is not to be written to, moved or closed. Close of f closes it, also while somebody is
+// using it: os.File holds the descriptor open until a call that is under way has returned, so that it is never another
+// file's; a call that comes later fails. Whoever wants to keep it longer opens or duplicates it (by way of
+// SyscallConn: the number that Fd returns means nothing any more after Close).
+func (f *File) OSFile() *os.File {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed || f.disk == nil {
+		return nil
+	}
+	if held := f.size - f.onDisk; f.copied < f.size {
+		// A copy: the chunks stay what they are, for Write to go on in the last of them and for reads.
+		for i := int64(0); i*chunkSize < held; i++ {
+			b := f.tail[i][:min(chunkSize, held-i*chunkSize)]
+			if _, err := f.disk.WriteAt(b, f.onDisk+i*chunkSize); err != nil {
+				return nil // the body is still readable here
+			}
+		}
+		f.copied = f.size
+	}
+	return f.disk
 }
 
 // Close gives back memory, disk and quota. It may be called several times, and while reads are going on: those that

@@ -336,3 +336,76 @@ func BenchmarkSpool(b *testing.B) {
 		})
 	}
 }
+
+func TestOSFile(t *testing.T) {
+	content := func(t *testing.T, f *os.File) []byte {
+		t.Helper()
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(io.NewSectionReader(f, 0, info.Size()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, size := range []int{0, 1, 256 << 10, 256<<10 + 1, 300_000, 9 * chunkSize, 3<<20 + 17} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			f := newPool(t, Settings{}).Create()
+			defer f.Close()
+			want := octets(size)
+			if _, err := f.Write(want[:size/2]); err != nil {
+				t.Fatal(err)
+			}
+			f.OSFile() // in the middle: what follows must not be harmed by it
+			if _, err := f.Write(want[size/2:]); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				disk := f.OSFile()
+				if (disk != nil) != (size > 256<<10) {
+					t.Fatalf("file %v", disk)
+				}
+				if disk != nil && !bytes.Equal(content(t, disk), want) {
+					t.Error("the file is not the body")
+				}
+			}
+			if got, err := io.ReadAll(inspect.Reader(f)); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("read %d octets, %v", len(got), err)
+			}
+			f.Close()
+			if f.OSFile() != nil {
+				t.Error("a file after Close")
+			}
+		})
+	}
+	t.Run("closed while it is being used", func(t *testing.T) {
+		// The descriptor's number may be another file's after Close; within Control it never is.
+		p := newPool(t, Settings{})
+		for i := range 50 {
+			f := p.Create()
+			want := octets(300_000 + i)
+			if _, err := f.Write(want); err != nil {
+				t.Fatal(err)
+			}
+			disk := f.OSFile()
+			var wg sync.WaitGroup
+			wg.Go(func() { f.Close() })
+			wg.Go(func() {
+				other := p.Create() // takes the number as soon as it is free
+				defer other.Close()
+				other.Write(octets(400_000))
+			})
+			raw, err := disk.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var st unix.Stat_t
+			if raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) }) == nil && (err != nil || st.Size != int64(len(want))) {
+				t.Fatalf("size %d of %d, %v", st.Size, len(want), err)
+			}
+			wg.Wait()
+		}
+	})
+}

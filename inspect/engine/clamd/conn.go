@@ -117,8 +117,14 @@ func fileOf(body inspect.Body) *os.File {
 	if f == nil {
 		return nil
 	}
-	own, err := os.Open("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+	raw, err := f.SyscallConn()
 	if err != nil {
+		return nil
+	}
+	var own *os.File
+	// Within Control the number stands for f, whoever closes it meanwhile.
+	cerr := raw.Control(func(fd uintptr) { own, err = os.Open("/proc/self/fd/" + strconv.Itoa(int(fd))) })
+	if cerr != nil || err != nil {
 		return nil
 	}
 	if info, err := own.Stat(); err != nil || info.Size() != body.Size() || !info.Mode().IsRegular() {
