@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,11 +25,11 @@ func localProgram(local, remote netip.AddrPort) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("list processes: %w", err)
 	}
+	// The newest first: a program that has just opened a connection has often just been started for it.
+	dirs = slices.DeleteFunc(dirs, func(d os.DirEntry) bool { return pid(d) == 0 })
+	slices.SortFunc(dirs, func(a, b os.DirEntry) int { return pid(b) - pid(a) })
 	var others []string
 	for _, d := range dirs {
-		if _, err := strconv.Atoi(d.Name()); err != nil {
-			continue
-		}
 		path := filepath.Join("/proc", d.Name())
 		info, err := d.Info()
 		if err != nil {
@@ -48,6 +49,11 @@ func localProgram(local, remote netip.AddrPort) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find program of %v: no process has socket %d open", local, s.inode)
+}
+
+func pid(d os.DirEntry) int {
+	n, _ := strconv.Atoi(d.Name())
+	return n
 }
 
 // holder says whether the process has the socket open, and what program it runs.
