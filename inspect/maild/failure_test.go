@@ -240,7 +240,7 @@ func TestDeadline(t *testing.T) {
 	}{
 		{"an engine that hangs", "hello", inspecttest.Hangs()},
 		{"one that is slow, many objects", parts, &inspecttest.Engine{Do: func(ctx context.Context, _ *inspect.Object) ([]inspect.Finding, error) {
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(40 * time.Millisecond) // three objects: the same octets are looked at once
 			return nil, nil
 		}}},
 		{"a bomb within the ratio", attach("a.zip", "application/zip", "base64", b64(zipOf(t, bombs...))), builtinEngine(t)},

@@ -36,9 +36,17 @@ type judge struct {
 	view   bool           // something bad was found in another reading of the message
 	inView bool           // another reading is being looked at
 	where  string         // path of what is being unpacked, for the budget's oddities
-	seen   map[[32]byte]*inspected
+	seen   map[object]*inspected
 	log    []inspect.Finding // everything found so far, for seen
 	late   bool              // the deadline has been noted
+}
+
+// object is all that decides what is found in and below an object: what programs take it for depends on its name and
+// type, and how deep it is looked into on where it lies.
+type object struct {
+	sum             [32]byte
+	name, mediaType string
+	level, messages int
 }
 
 // inspected is what was found in and below an object, so that the same octets are looked at once.
@@ -49,7 +57,7 @@ type inspected struct {
 
 // judge looks at m.
 func (d *MailD) judge(ctx context.Context, m *inspect.Message) *judge {
-	j := &judge{d: d, ctx: ctx, m: m, have: map[inspect.Finding]bool{}, seen: map[[32]byte]*inspected{}}
+	j := &judge{d: d, ctx: ctx, m: m, have: map[inspect.Finding]bool{}, seen: map[object]*inspected{}}
 	j.budget = unpack.NewBudget(d.cfg.limits(), ctx.Err, func(name, detail string) {
 		j.unchecked(inspect.Ambiguous, name, j.where, detail)
 	})

@@ -61,24 +61,29 @@ func (j *judge) visit(p *mimetree.Part, body inspect.Body, prefix, path string, 
 	case mimetree.Leaf:
 		j.leaf(p, body, path, messages)
 	case mimetree.Multipart, mimetree.Message:
-		if !encoded(p.Encoding) {
-			j.uuencoded(body, p.BodyStart, p.End, path, messages, p.Kind == mimetree.Multipart && len(p.Children) == 0)
-			return
-		}
-		if p.Kind == mimetree.Message {
-			if messages++; messages > j.d.cfg.MailMaxLevel {
-				return // walk notes it
+		plain := true
+		for _, enc := range p.Encodings {
+			if encoded(enc) {
+				plain = false
+				j.encodedTree(p, enc, body, prefix, path, messages)
 			}
 		}
-		st, err := j.store(p.Decoded(body))
-		defer st.close()
-		if err != nil {
-			j.failed(path, err)
+		if plain {
+			j.uuencoded(body, p.BodyStart, p.End, path, messages, p.Kind == mimetree.Multipart && len(p.Children) == 0)
 		}
-		j.nested(mimetree.ParseDecoded(p, st.body, st.body.Size(), mimetree.Limits{}), st, prefix, messages)
 	default: // between parts: the engines have seen it in the whole message
 		j.uuencoded(body, p.Start, p.End, path, messages, true)
 	}
+}
+
+// encodedTree walks what is in a multipart that is encoded as a whole (RFC 2045 §6.4 forbids it).
+func (j *judge) encodedTree(p *mimetree.Part, enc string, body inspect.Body, prefix, path string, messages int) {
+	st, err := j.store(p.DecodedAs(body, enc))
+	defer st.close()
+	if err != nil {
+		j.failed(path, err)
+	}
+	j.nested(mimetree.ParseDecoded(p, st.body, st.body.Size(), mimetree.Limits{}), st, prefix, messages)
 }
 
 // nested walks a tree over something that was taken out of a part.
@@ -107,8 +112,10 @@ func (j *judge) leaf(p *mimetree.Part, body inspect.Body, path string, messages 
 	if len(encodings) == 0 {
 		encodings = []string{p.Encoding}
 	}
+	encodings = append(slices.Clip(encodings), p.Hidden(body)...)
 	plain := false
-	for _, enc := range encodings {
+	for i := 0; i < len(encodings); i++ {
+		enc := encodings[i]
 		if !encoded(enc) {
 			if plain {
 				continue
@@ -116,6 +123,9 @@ func (j *judge) leaf(p *mimetree.Part, body inspect.Body, path string, messages 
 			plain = true
 			st := j.section(body, p.BodyStart, p.End)
 			j.object(path, p.Name, p.Type, st, messages)
+			if p.UTF7() {
+				j.text(path, st, true)
+			}
 			st.close()
 			continue
 		}
@@ -128,7 +138,27 @@ func (j *judge) leaf(p *mimetree.Part, body inspect.Body, path string, messages 
 			j.failed(path, err)
 		}
 		j.object(path, p.Name, p.Type, st, messages)
+		if p.UTF7() {
+			j.text(path, st, true)
+		}
 		st.close()
+		for _, dialect := range d.Dialects() {
+			if !slices.Contains(encodings, dialect) {
+				encodings = append(encodings, dialect)
+			}
+		}
+	}
+}
+
+// text looks at a text in a charset that hides ASCII from a search for octets.
+func (j *judge) text(path string, of *stored, utf7 bool) {
+	st, err := j.store(mimetree.NewText(of.body, of.body.Size(), utf7))
+	defer st.close()
+	if err != nil {
+		j.failed(path, err)
+	}
+	if st.body.Size() > 0 {
+		j.engines(&inspect.Object{Msg: j.m, Path: path, Type: "text/plain", Sum: st.sum, Body: st.body})
 	}
 }
 
@@ -138,7 +168,7 @@ func encoded(enc string) bool {
 	case "base64", "quoted-printable", "uuencode", "x-uuencode", "x-uue", "uue":
 		return true
 	}
-	return false
+	return strings.HasPrefix(enc, "base64~")
 }
 
 // object looks at one object: the engines, and then what is in it. The same octets are looked at once; where they come
@@ -147,7 +177,8 @@ func (j *judge) object(path, name, mediaType string, st *stored, messages int) {
 	if st.body.Size() == 0 || j.done() || !j.onTime(path) {
 		return
 	}
-	if old := j.seen[st.sum]; old != nil {
+	key := object{st.sum, name, mediaType, j.budget.Level(unpack.Archive), messages}
+	if old := j.seen[key]; old != nil {
 		for _, f := range old.found {
 			if rest, ok := strings.CutPrefix(f.Path, old.path); ok {
 				f.Path = path + rest
@@ -160,9 +191,13 @@ func (j *judge) object(path, name, mediaType string, st *stored, messages int) {
 	j.safely(path, func() {
 		j.engines(&inspect.Object{Msg: j.m, Path: path, Name: name, Type: mediaType, Sum: st.sum, Body: st.body})
 		j.inside(path, name, mediaType, st, messages)
+		head := make([]byte, min(st.body.Size(), 8))
+		if n, _ := st.body.ReadAt(head, 0); mimetree.IsText(head[:n]) {
+			j.text(path, st, false)
+		}
 	})
 	if len(j.log) < maxFindings { // else it may lack some
-		j.seen[st.sum] = &inspected{path, slices.Clone(j.log[mark:])}
+		j.seen[key] = &inspected{path, slices.Clone(j.log[mark:])}
 	}
 }
 
@@ -271,7 +306,7 @@ func (j *judge) uuencoded(body inspect.Body, start, end int64, path string, mess
 }
 
 // maxUU bounds the uuencoded files in one text.
-const maxUU = 100
+const maxUU = 10_000
 
 // isMail tells whether an object is a message that some program would open as one.
 func isMail(body inspect.Body, name, mediaType string) bool {

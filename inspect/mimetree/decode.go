@@ -24,7 +24,16 @@ type Decoder struct {
 	acc    uint32 // base64: bits of an open group
 	count  int    // base64: characters of it
 	padded bool   // base64: a '=' was seen
-	inside bool   // uuencode: after "begin"
+	inside bool   // uuencode: after "begin"; UTF-7: after '+'
+	middle bool   // base64: a padding before the end
+	url    bool   // base64: characters of the alphabet for URLs
+	ragged bool   // base64: lines that are not whole groups
+
+	// State of the dialects.
+	stop      bool
+	lineStart bool
+	skip      int
+	high      rune // UTF-7: the first half of a pair
 }
 
 const decodeBlock = 32 << 10
@@ -46,6 +55,12 @@ func newDecoder(body io.ReaderAt, start, end int64, encoding string) *Decoder {
 		d.step = (*Decoder).quotedPrintable
 	case "uuencode", "x-uuencode", "x-uue", "uue":
 		d.step = (*Decoder).uu
+	case dialectJoined, dialectZero, dialectFirst, dialectURL, dialectLines, dialectTails:
+		d.step, d.lineStart = base64As(encoding), true
+	case encodingUTF7:
+		d.step = (*Decoder).utf7
+	case encodingNoNUL:
+		d.step = (*Decoder).noNUL
 	}
 	return d
 }
@@ -212,10 +227,11 @@ func (d *Decoder) base64(in []byte, eof bool) int {
 		}
 		c := in[i]
 		i++
+		d.look(c)
 		switch v := t[3][c]; {
 		case v != bad64:
 			if d.padded {
-				d.padded = false
+				d.padded, d.middle = false, true
 				d.strange(OddBadBase64)
 			}
 			d.acc = d.acc<<6 | v

@@ -68,6 +68,7 @@ func (p *parser) kind(part *Part, depth int) {
 			part.odd(OddBoundaryLong)
 		}
 		if part.Boundary == "" {
+			p.wait(reading{part: part, typ: part.Type, boundary: emptyBoundary})
 			return
 		}
 		if part.maybeEncoded() {

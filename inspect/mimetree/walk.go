@@ -9,6 +9,9 @@ import (
 // maxBoundary is the longest delimiter that is looked for. RFC 2046 §5.1.1 allows 70.
 const maxBoundary = 998
 
+// emptyBoundary stands for a boundary that is there and empty: the delimiter is "--" alone.
+const emptyBoundary = "\x00"
+
 // maxReadings is how many ways an entity may be read besides the first.
 const maxReadings = 8
 
@@ -20,6 +23,7 @@ type parser struct {
 	full        bool // MaxParts was reached
 	value       []byte
 	waiting     []reading
+	loose       bool // of the reading that is being made
 }
 
 // reading is a way to read the octets of a part that differs from the one that stands in the tree.
@@ -28,6 +32,7 @@ type reading struct {
 	typ      string // with boundary: what to take it for
 	boundary string
 	raw      bool  // as if it were not encoded
+	loose    bool  // a delimiter may have anything behind it
 	header   bool  // instead: begin again, with the header ending at end, or beginning at start
 	start    int64 // when header
 	end      int64 // when header and not 0
@@ -130,6 +135,9 @@ func (w *walker) next(pos int64) (*Part, int) {
 				kind = Epilogue
 			}
 			f.part.text(kind, f.text, d.before)
+			if kind == Preamble {
+				w.suggestIn(f.part, f.text, d.before)
+			}
 			f.text = -1
 		}
 		f.started = true
@@ -193,6 +201,13 @@ func (w *walker) closeTo(index int, end int64) {
 // suggest asks for another reading of a multipart whose boundary is nowhere, with the delimiter that its text uses.
 func (w *walker) suggest(part *Part, not string) {
 	if b := w.guess(part.BodyStart, part.End); b != "" && b != not {
+		w.wait(reading{part: part, typ: part.Type, boundary: b})
+	}
+}
+
+// suggestIn asks for another reading of a multipart that has something like a delimiter before its first one (M-010).
+func (w *walker) suggestIn(part *Part, start, end int64) {
+	if b := w.guess(start, end); b != "" && b != part.Boundary {
 		w.wait(reading{part: part, typ: part.Type, boundary: b})
 	}
 }
@@ -318,15 +333,35 @@ func (w *walker) match(pos int64) (d delimiter, ok bool) {
 			}
 		}
 	}
-	for i := len(w.stack) - 1; i >= 0; i-- {
-		if f := &w.stack[i]; f.boundary != "" {
-			if len(line) > len(f.boundary) && string(line[:len(f.boundary)]) == f.boundary {
-				f.part.odd(OddDelimiterJunk)
-			}
-			break
+	if d.frame, ok = w.byKey[emptyBoundary]; ok && (len(line) == 0 || string(line) == "--") {
+		d.closing = len(line) > 0
+		return d, true
+	}
+	return w.junk(d, line)
+}
+
+// junk looks for a boundary with something behind it, which for some programs is a delimiter nonetheless (M-007): of
+// the innermost multiparts, the longest that fits.
+func (w *walker) junk(d delimiter, line []byte) (delimiter, bool) {
+	found := false
+	for i, near := len(w.stack)-1, 8; i >= 0 && near > 0; i-- {
+		f := &w.stack[i]
+		if f.boundary == "" {
+			continue
+		}
+		near--
+		rest, ok := bytes.CutPrefix(line, []byte(f.boundary))
+		if !ok || len(rest) == 0 {
+			continue
+		}
+		f.part.odd(OddDelimiterJunk)
+		if !w.loose {
+			w.wait(reading{part: f.part, typ: f.part.Type, boundary: f.boundary, loose: true})
+		} else if !found || len(f.boundary) > len(w.stack[d.frame].boundary) {
+			d.frame, d.closing, found = i, bytes.HasPrefix(rest, []byte("--")), true
 		}
 	}
-	return delimiter{}, false
+	return d, found
 }
 
 // wait remembers another reading of a part until the part's end is known.
@@ -393,7 +428,9 @@ func (p *parser) other(r reading) {
 	}
 	old.Others = append(old.Others, x)
 	x.Path = old.Path + "~" + strconv.Itoa(len(old.Others))
+	p.loose = r.loose
 	p.walk(x, old.End, true)
+	p.loose = false
 }
 
 // depth returns the number of entities around p.

@@ -45,7 +45,7 @@ func (w *window) load(pos int64) {
 	if w.mem == nil {
 		w.mem = make([]byte, max(min(w.size-w.base, windowSize), 0))
 	}
-	want := min(int64(len(w.mem)), w.size-pos)
+	want := max(min(int64(len(w.mem)), w.size-pos), 0) // size may have shrunk below pos
 	n, _ := w.body.ReadAt(w.mem[:want], pos)
 	if int64(n) < want {
 		w.size = pos + int64(n) // unreadable: the message ends here

@@ -106,6 +106,9 @@ func (b *Budget) Enter(k Kind) error {
 // Leave goes up again.
 func (b *Budget) Leave(k Kind) { b.level[k]-- }
 
+// Level returns how deep things of kind k are nested at the moment.
+func (b *Budget) Level(k Kind) int { return b.level[k] }
+
 // Object counts one more object.
 func (b *Budget) Object() error {
 	if b.objects >= b.lim.Objects {
