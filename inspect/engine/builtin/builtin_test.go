@@ -431,7 +431,7 @@ func TestMatcherAgainstIndex(t *testing.T) {
 			}
 			return b
 		}
-		data := random(rnd.IntN(3000))
+		data := random(rnd.IntN([]int{3000, 3000, 30_000}[round%3]))
 		var windows []window
 		want := map[[2]int]bool{}
 		for ref := range 1 + rnd.IntN(50) {

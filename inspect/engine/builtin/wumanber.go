@@ -105,6 +105,12 @@ func head(b []byte) uint64 {
 // find calls hit for each string that begins in data at or after from. Hits come in ascending order. It returns false
 // as soon as hit does.
 func (m *matcher) find(data []byte, from int, hit func(at int, ref int32) bool) bool {
+	if m.block == 4 && len(data)-from >= lanesFrom {
+		var l lanes
+		if m.findInLanes(data, from, &l) {
+			return l.tell(hit)
+		}
+	}
 	back := m.size - m.block
 	shift, down, mask := m.shift, m.down&31, m.mask
 	p := from + back
@@ -142,4 +148,106 @@ func (m *matcher) candidates(data []byte, at int, block uint32, hit func(int, in
 		}
 	}
 	return true
+}
+
+const (
+	lanesFrom = 2 << 10 // shorter data is not worth it
+	laneHits  = 16
+)
+
+// lanes holds what was found in the four quarters of data.
+type lanes struct {
+	n    [4]int
+	hits [4][laneHits]struct {
+		at  int
+		ref int32
+	}
+}
+
+// tell calls hit for everything, in order.
+func (l *lanes) tell(hit func(at int, ref int32) bool) bool {
+	for i, n := range l.n {
+		for _, h := range l.hits[i][:n] {
+			if !hit(h.at, h.ref) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// findInLanes is find with the data searched in four places at a time. A search step must wait for the table before it
+// knows where the next one is; four of them wait together. It returns false where more is found than there is room for.
+func (m *matcher) findInLanes(data []byte, from int, l *lanes) bool {
+	const block = 4
+	back, most := m.size-block, m.size-block+1
+	shift, down := m.shift, m.down&31
+	end := len(data) - block + 1
+	quarter := (end - from - back) / 4
+	p0 := from + back
+	p1, p2, p3 := p0+quarter, p0+2*quarter, p0+3*quarter
+	e0, e1, e2 := p1, p2, p3
+	// None of the lanes reaches its end within k steps.
+	for k := quarter / most; k > 0; k = min(e0-p0, e1-p1, e2-p2, end-p3) / most {
+		for ; k > 0; k-- {
+			v0, v1 := binary.LittleEndian.Uint32(data[p0:]), binary.LittleEndian.Uint32(data[p1:])
+			v2, v3 := binary.LittleEndian.Uint32(data[p2:]), binary.LittleEndian.Uint32(data[p3:])
+			s0, s1 := int(shift[v0*mulShift>>down]), int(shift[v1*mulShift>>down])
+			s2, s3 := int(shift[v2*mulShift>>down]), int(shift[v3*mulShift>>down])
+			if s0 == 0 || s1 == 0 || s2 == 0 || s3 == 0 {
+				if s0 == 0 {
+					s0 = 1
+					if !m.note(l, 0, data, p0-back, v0) {
+						return false
+					}
+				}
+				if s1 == 0 {
+					s1 = 1
+					if !m.note(l, 1, data, p1-back, v1) {
+						return false
+					}
+				}
+				if s2 == 0 {
+					s2 = 1
+					if !m.note(l, 2, data, p2-back, v2) {
+						return false
+					}
+				}
+				if s3 == 0 {
+					s3 = 1
+					if !m.note(l, 3, data, p3-back, v3) {
+						return false
+					}
+				}
+			}
+			p0, p1, p2, p3 = p0+s0, p1+s1, p2+s2, p3+s3
+		}
+	}
+	for i, lane := range [4][2]int{{p0, e0}, {p1, e1}, {p2, e2}, {p3, end}} {
+		for p := lane[0]; p < lane[1]; {
+			v := binary.LittleEndian.Uint32(data[p:])
+			if s := shift[v*mulShift>>down]; s != 0 {
+				p += int(s)
+				continue
+			}
+			if !m.note(l, i, data, p-back, v) {
+				return false
+			}
+			p++
+		}
+	}
+	return true
+}
+
+// note keeps the strings that begin at at, if there is room for all of them.
+func (m *matcher) note(l *lanes, lane int, data []byte, at int, block uint32) bool {
+	return m.candidates(data, at, block, func(at int, ref int32) bool {
+		n := l.n[lane]
+		if n == laneHits {
+			return false
+		}
+		l.hits[lane][n].at, l.hits[lane][n].ref = at, ref
+		l.n[lane] = n + 1
+		return true
+	})
 }
