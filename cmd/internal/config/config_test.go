@@ -303,6 +303,9 @@ func TestNamedSettingsExist(t *testing.T) {
 		}
 		for _, m := range name.FindAllString(string(text), -1) {
 			found++
+			if strings.Contains(string(text), "unknown parameter "+m) {
+				continue // an example of what cfset says to a slip
+			}
 			if _, err := table.Find(m); err != nil {
 				t.Errorf("%s: %v", path, err)
 			}
