@@ -19,6 +19,7 @@ type Decoder struct {
 	eof      bool
 	err      error
 	odd      []string
+	buffers  *Buffers // whence WriteTo borrows; may be nil
 
 	// State of the steps.
 	acc    uint32 // base64: bits of an open group
@@ -37,6 +38,12 @@ type Decoder struct {
 }
 
 const decodeBlock = 32 << 10
+
+// block is what a decoder works in.
+type block struct {
+	in  [decodeBlock]byte
+	out [decodeBlock + 16]byte
+}
 
 // Decoded returns the body of p in body with its transfer encoding undone.
 func (p *Part) Decoded(body io.ReaderAt) *Decoder { return p.DecodedAs(body, p.Encoding) }
@@ -62,6 +69,12 @@ func newDecoder(body io.ReaderAt, start, end int64, encoding string) *Decoder {
 	case encodingNoNUL:
 		d.step = (*Decoder).noNUL
 	}
+	return d
+}
+
+// Borrowing makes WriteTo borrow its memory from b.
+func (d *Decoder) Borrowing(b *Buffers) *Decoder {
+	d.buffers = b
 	return d
 }
 
@@ -104,8 +117,18 @@ func (d *Decoder) identity(b []byte) (int, error) {
 
 // WriteTo implements io.WriterTo.
 func (d *Decoder) WriteTo(w io.Writer) (total int64, err error) {
+	var lent *block
+	if d.buffers != nil && d.in == nil {
+		lent = d.buffers.block()
+		defer d.giveBack(lent)
+	}
 	if d.step == nil {
-		b := make([]byte, min(d.end-d.pos, decodeBlock))
+		var b []byte
+		if lent != nil {
+			b = lent.in[:]
+		} else {
+			b = make([]byte, min(d.end-d.pos, decodeBlock))
+		}
 		for d.pos < d.end {
 			n, rerr := d.identity(b)
 			m, err := w.Write(b[:n])
@@ -118,6 +141,9 @@ func (d *Decoder) WriteTo(w io.Writer) (total int64, err error) {
 			}
 		}
 		return total, nil
+	}
+	if lent != nil {
+		d.in, d.out = lent.in[:0:d.blockSize()], lent.out[:0:d.blockSize()+16]
 	}
 	for {
 		n, err := w.Write(d.out[d.given:])
@@ -133,6 +159,21 @@ func (d *Decoder) WriteTo(w io.Writer) (total int64, err error) {
 	}
 }
 
+// giveBack ends the loan of a block. What it still holds, if somebody wants to go on, is copied.
+func (d *Decoder) giveBack(lent *block) {
+	switch {
+	case d.in == nil: // identity
+	case d.err != nil && d.given == len(d.out):
+		d.in, d.out, d.given = []byte{}, nil, 0
+	default:
+		d.in = append(make([]byte, 0, cap(d.in)), d.in...)
+		d.out, d.given = append(make([]byte, 0, cap(d.out)), d.out[d.given:]...), 0
+	}
+	d.buffers.blocks.Put(lent)
+}
+
+func (d *Decoder) blockSize() int64 { return min(d.end-d.pos+8, decodeBlock) }
+
 func notEOF(err error) error {
 	if err == io.EOF {
 		return nil
@@ -144,7 +185,7 @@ func notEOF(err error) error {
 func (d *Decoder) fill() {
 	d.out, d.given = d.out[:0], 0
 	if d.in == nil {
-		size := min(d.end-d.pos+8, decodeBlock)
+		size := d.blockSize()
 		d.in = make([]byte, 0, size)
 		d.out = make([]byte, 0, size+16)
 	}

@@ -157,7 +157,14 @@ func IsAmbiguous(odd string) bool {
 // Parse reads the structure of the message in the first size octets of body. An error of body's ReadAt is taken for
 // the end of the message; the caller, who has to read the whole of it anyway, meets it again.
 func Parse(body io.ReaderAt, size int64, lim Limits) *Part {
+	return (*Buffers)(nil).Parse(body, size, lim)
+}
+
+// Parse is the function Parse in borrowed memory.
+func (b *Buffers) Parse(body io.ReaderAt, size int64, lim Limits) *Part {
 	p := newParser(body, size, lim)
+	b.lend(&p.w)
+	defer b.end(&p.w)
 	root := &Part{End: size}
 	p.parts++
 	p.walk(root, size, false)
@@ -168,7 +175,14 @@ func Parse(body io.ReaderAt, size int64, lim Limits) *Part {
 // ParseDecoded reads the structure of decoded, which is what part.Decoded gave: the content of an encoded message or
 // multipart. The result is a tree over decoded, not over the message that part is from.
 func ParseDecoded(part *Part, decoded io.ReaderAt, size int64, lim Limits) *Part {
+	return (*Buffers)(nil).ParseDecoded(part, decoded, size, lim)
+}
+
+// ParseDecoded is the function ParseDecoded in borrowed memory.
+func (b *Buffers) ParseDecoded(part *Part, decoded io.ReaderAt, size int64, lim Limits) *Part {
 	p := newParser(decoded, size, lim)
+	b.lend(&p.w)
+	defer b.end(&p.w)
 	top := &Part{End: size, Path: part.Path}
 	p.parts++
 	if part.Kind != Multipart {

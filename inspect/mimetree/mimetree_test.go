@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -452,4 +456,69 @@ func TestReadsThatFail(t *testing.T) {
 			}
 		})
 	}
+}
+
+// stopping is a writer that fails once, after some octets.
+type stopping struct {
+	bytes.Buffer
+	after int
+}
+
+func (w *stopping) Write(b []byte) (int, error) {
+	if w.after >= 0 && len(b) > w.after {
+		n, _ := w.Buffer.Write(b[:w.after])
+		w.after = -1
+		return n, errors.New("enough for now")
+	}
+	if w.after > 0 {
+		w.after -= len(b)
+	}
+	return w.Buffer.Write(b)
+}
+
+// TestBorrowedMemory: what is read in borrowed memory is what is read without, whoever else borrows it meanwhile.
+func TestBorrowedMemory(t *testing.T) {
+	var buffers Buffers
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(g), 3))
+			for i := range 8 {
+				in := generate(rnd)
+				if g == 0 && i == 0 {
+					in += "begin 644 x\r\n" + uuencode(string(octets(80_000))) + "\r\nend\r\n" + string(sample(100<<10))
+				}
+				r, size := strings.NewReader(in), int64(len(in))
+				tree := buffers.Parse(r, size, Limits{})
+				if !reflect.DeepEqual(tree, Parse(r, size, Limits{})) {
+					t.Errorf("another tree of %q", in)
+				}
+				if !reflect.DeepEqual(buffers.FindUU(r, 0, size, 0), FindUU(r, 0, size, 0)) {
+					t.Errorf("other uuencoded files in %q", in)
+				}
+				for p := range tree.All() {
+					for _, enc := range []string{p.Encoding, "base64", "quoted-printable", "uuencode", "binary"} {
+						var want, got bytes.Buffer
+						p.DecodedAs(r, enc).WriteTo(&want)
+						d := p.DecodedAs(r, enc).Borrowing(&buffers)
+						d.WriteTo(&got)
+						if again, err := d.WriteTo(&got); again != 0 || err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
+							t.Errorf("%s: %q is not %q", enc, got.Bytes(), want.Bytes())
+						}
+						for _, after := range []int{0, 1, 100, 50_000} {
+							stop := &stopping{after: after}
+							d := p.DecodedAs(r, enc).Borrowing(&buffers)
+							for range 3 {
+								d.WriteTo(stop)
+							}
+							if isEncoded(enc) && !bytes.Equal(stop.Bytes(), want.Bytes()) {
+								t.Errorf("%s, stopped after %d: %d octets, not %d", enc, after, stop.Len(), want.Len())
+							}
+						}
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

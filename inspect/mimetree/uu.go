@@ -24,11 +24,18 @@ func (u UU) Decoded(body io.ReaderAt) *Decoder {
 
 // FindUU looks for uuencoded files in the octets [start, end) of body, at most max of them (0: 100). Some mail programs
 // show them as attachments although no header says so.
-func FindUU(body io.ReaderAt, start, end int64, max int) (found []UU) {
+func FindUU(body io.ReaderAt, start, end int64, max int) []UU {
+	return (*Buffers)(nil).FindUU(body, start, end, max)
+}
+
+// FindUU is the function FindUU in borrowed memory.
+func (b *Buffers) FindUU(body io.ReaderAt, start, end int64, max int) (found []UU) {
 	if max <= 0 {
 		max = 100
 	}
 	w := window{body: body, base: start, size: end}
+	b.lend(&w)
+	defer b.end(&w)
 	for pos, lineStart := start, true; pos < end && len(found) < max; {
 		b := w.at(pos, end)
 		i := begin(b, lineStart)

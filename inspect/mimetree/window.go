@@ -3,6 +3,7 @@ package mimetree
 import (
 	"bytes"
 	"io"
+	"sync"
 )
 
 // Sizes of the buffer. Whoever asks for octets gets at least ahead of them unless the message ends before.
@@ -10,6 +11,40 @@ const (
 	windowSize = 64 << 10
 	ahead      = 4 << 10
 )
+
+// Buffers lends the memory in which messages are read, so that a program that reads many of them does not allocate it
+// for each. The zero value is ready for use, by several goroutines. Nothing that its methods return lies in borrowed
+// memory, and all of it is given back before they return.
+type Buffers struct {
+	windows sync.Pool // of *[windowSize]byte
+	blocks  sync.Pool // of *block
+}
+
+// lend gives w its memory; without b it makes its own when it needs some.
+func (b *Buffers) lend(w *window) {
+	if b == nil {
+		return
+	}
+	var ok bool
+	if w.lent, ok = b.windows.Get().(*[windowSize]byte); !ok {
+		w.lent = new([windowSize]byte)
+	}
+}
+
+// end takes the memory back.
+func (b *Buffers) end(w *window) {
+	if w.lent != nil {
+		b.windows.Put(w.lent)
+		w.lent, w.mem, w.buf = nil, nil, nil
+	}
+}
+
+func (b *Buffers) block() *block {
+	if k, ok := b.blocks.Get().(*block); ok {
+		return k
+	}
+	return new(block)
+}
 
 // window shows a moving piece of the message.
 type window struct {
@@ -19,8 +54,9 @@ type window struct {
 	buf    []byte // what is shown
 	off    int64  // where in the message buf begins
 	mem    []byte
-	long   []byte // the beginning of a line longer than the window
-	walked int64  // octets read
+	lent   *[windowSize]byte // what mem is of, when it was borrowed
+	long   []byte            // the beginning of a line longer than the window
+	walked int64             // octets read
 }
 
 // at returns what is known from pos on, up to limit. It is empty only at limit or where body cannot be read.
@@ -43,7 +79,12 @@ func (w *window) at(pos, limit int64) []byte {
 // load makes the window begin at pos.
 func (w *window) load(pos int64) {
 	if w.mem == nil {
-		w.mem = make([]byte, max(min(w.size-w.base, windowSize), 0))
+		size := max(min(w.size-w.base, windowSize), 0)
+		if w.lent != nil {
+			w.mem = w.lent[:size]
+		} else {
+			w.mem = make([]byte, size)
+		}
 	}
 	want := max(min(int64(len(w.mem)), w.size-pos), 0) // size may have shrunk below pos
 	n, _ := w.body.ReadAt(w.mem[:want], pos)
