@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"mailweir/inspect"
 	"mailweir/inspect/spool"
 	"mailweir/proxy/smtpwire"
 )
@@ -16,7 +17,7 @@ func (s *session) bdat(c smtpwire.Command) error {
 	if err != nil { // S-157: how many octets follow is not known
 		return s.lastWord(501, "5.5.4", "Syntax error in BDAT, closing connection")
 	}
-	if err := s.settle(); err != nil {
+	if err := s.settle(); err != nil && !s.amidLost() {
 		return err
 	}
 	s.mu.Lock()
@@ -42,6 +43,14 @@ func (s *session) bdat(c smtpwire.Command) error {
 	return s.chunk(tx, size, last)
 }
 
+// amidLost reports whether the server has gone amid a message's chunks: the rest is read all the same, and then the
+// client is told.
+func (s *session) amidLost() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down != nil && s.phase == phaseContent && s.tx != nil && s.tx.body != nil
+}
+
 // swallow reads octets of a refused chunk.
 func (s *session) swallow(size int64) error {
 	s.beginContent()
@@ -57,7 +66,7 @@ func (s *session) chunk(tx *transaction, size int64, last bool) error {
 		tx.body = s.h.spool.Create()
 		s.mu.Unlock()
 	}
-	refusal, err := s.readChunk(tx.body, size)
+	refusal, err := s.readChunk(tx.body, size, &tx.ends)
 	if err != nil {
 		s.recordMessage(s.chunked(tx), "Aborted", "client-lost", nil)
 		return err
@@ -69,11 +78,16 @@ func (s *session) chunk(tx *transaction, size int64, last bool) error {
 		return s.answer(refusal)
 	case last:
 		m := s.chunked(tx)
+		s.mu.Lock()
 		tx.body = nil // it is the message's now
+		s.mu.Unlock()
 		defer m.close()
 		if refusal != nil {
 			m.odd, m.refusal = "spool", refusal
 		}
+		// Servers store chunks as they are, and hand them to readers as lenient as those of DATA.
+		s.addView(m, tx.ends.bare(), func(w io.Writer) error { return canonical(w, inspect.Reader(m.body), reading{}) })
+		s.addView(m, tx.ends.nul, func(w io.Writer) error { return canonical(w, inspect.Reader(m.body), reading{dropNUL: true}) })
 		return s.settleMessage(m)
 	}
 	if s.serverLost() == nil {
@@ -83,7 +97,7 @@ func (s *session) chunk(tx *transaction, size int64, last bool) error {
 }
 
 // readChunk reads the octets of a chunk into the spool.
-func (s *session) readChunk(body *spool.File, size int64) (refusal []byte, err error) {
+func (s *session) readChunk(body *spool.File, size int64, ends *lineEnds) (refusal []byte, err error) {
 	s.beginContent()
 	narrow := func() {}
 	if size > lineBuffer {
@@ -99,6 +113,7 @@ func (s *session) readChunk(body *spool.File, size int64) (refusal []byte, err e
 		}
 		p, _ := s.client.br.Peek(int(min(left, int64(s.client.br.Buffered()))))
 		if w.err == nil {
+			ends.note(p)
 			w.Write(p)
 		}
 		s.client.br.Discard(len(p))

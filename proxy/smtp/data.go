@@ -213,21 +213,23 @@ func (s *session) examine(m *message, info *dot.Info) error {
 		m.body, m.Body, m.missing = proper, proper, nil
 		return nil
 	}
-	add := func(odd bool, make func(w io.Writer) error) {
-		if !odd || m.refusal != nil {
-			return
-		}
-		view := s.h.spool.Create()
-		m.views = append(m.views, view)
-		m.Views = append(m.Views, view)
-		if err := make(view); err != nil {
-			s.spoolFailed(m, err)
-		}
-	}
-	add(len(info.Missing) > 0, func(w io.Writer) error { return withDots(w, m.body, info.Missing) })
-	add(info.BareLF+info.BareCR > 0, func(w io.Writer) error { return canonical(w, inspect.Reader(m.body), reading{unstuff: true}) })
-	add(info.NUL > 0, func(w io.Writer) error {
+	s.addView(m, len(info.Missing) > 0, func(w io.Writer) error { return withDots(w, m.body, info.Missing) })
+	s.addView(m, info.BareLF+info.BareCR > 0, func(w io.Writer) error { return canonical(w, inspect.Reader(m.body), reading{unstuff: true}) })
+	s.addView(m, info.NUL > 0, func(w io.Writer) error {
 		return canonical(w, inspect.Reader(m.body), reading{unstuff: true, dropNUL: true})
 	})
 	return nil
+}
+
+// addView lays another reading beside the message, if there is one.
+func (s *session) addView(m *message, odd bool, make func(w io.Writer) error) {
+	if !odd || m.refusal != nil {
+		return
+	}
+	view := s.h.spool.Create()
+	m.views = append(m.views, view)
+	m.Views = append(m.Views, view)
+	if err := make(view); err != nil {
+		s.spoolFailed(m, err)
+	}
 }

@@ -350,6 +350,9 @@ func (s *session) serverEnded(err error) {
 	}
 	s.down = err
 	s.client.flush() // what it has said until then counts
+	if s.phase == phaseCommands && s.tx != nil && s.tx.body != nil && !errors.Is(err, errClientGone) {
+		s.phase = phaseContent // between chunks as within a message: the reply waits for the end of it (S-193)
+	}
 	if s.phase == phaseCommands {
 		s.client.raw.SetReadDeadline(past)
 	}

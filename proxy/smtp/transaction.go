@@ -21,6 +21,7 @@ type transaction struct {
 	binary   bool // BODY=BINARYMIME: never by DATA
 
 	body   *spool.File // chunks so far; nil before the first
+	ends   lineEnds    // of the chunks so far
 	failed bool        // a chunk was refused: the state is indeterminate until RSET (RFC 3030 §2)
 }
 

@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"bufio"
+	"bytes"
 	"io"
 
 	"mailweir/inspect"
@@ -12,6 +13,34 @@ type reading struct {
 	dropNUL bool // it drops NULs
 	unstuff bool // it removes dots behind line ends that are not CRLF, too
 }
+
+// lineEnds is what has been seen of the line ends of content that needs none.
+type lineEnds struct {
+	cr, lf, nul bool
+	open        bool // the last octet was a CR
+}
+
+// note looks at the next octets.
+func (e *lineEnds) note(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	e.nul = e.nul || bytes.IndexByte(p, 0) >= 0
+	if e.open && p[0] != '\n' {
+		e.cr = true
+	}
+	crs, lfs, pairs := bytes.Count(p, []byte{'\r'}), bytes.Count(p, []byte{'\n'}), bytes.Count(p, []byte("\r\n"))
+	if e.open && p[0] == '\n' {
+		lfs--
+	}
+	if e.open = p[len(p)-1] == '\r'; e.open {
+		crs--
+	}
+	e.cr, e.lf = e.cr || crs > pairs, e.lf || lfs > pairs
+}
+
+// bare tells, at the end, whether some line ended in a CR or LF alone.
+func (e *lineEnds) bare() bool { return e.cr || e.lf || e.open }
 
 // canonical writes r as such a receiver reads it, which takes every CR, LF and CRLF for the end of a line. Lines keep
 // everything else.

@@ -1,0 +1,60 @@
+package smtp
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"mailweir/inspect"
+)
+
+// TestChunksAreReadLikeData: what lenient receivers make of bare CRs, bare LFs and NULs is laid beside a message that
+// comes by BDAT as well. A server may store it, and those who fetch it read it as they like.
+func TestChunksAreReadLikeData(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, content, view string }{
+		{"bare CR", "Subject: x\r\rhello\r.dot\r", "Subject: x\r\n\r\nhello\r\n.dot\r\n"},
+		{"bare LF", "Subject: x\n\nhello\n.dot\n", "Subject: x\r\n\r\nhello\r\n.dot\r\n"},
+		{"NUL", "Subject: x\r\n\r\nhel\x00lo\r\n", "Subject: x\r\n\r\nhello\r\n"},
+		{"proper", "Subject: x\r\n\r\nhello\r\n.dot\r\n", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			h := newHarness(t, nil)
+			h.scanner.Answer(inspect.Verdict{Action: inspect.Reject})
+			h.greet("CHUNKING")
+			h.envelope("a@x.example", "b@y.example")
+			half := len(c.content) / 2
+			h.c.send(fmt.Sprintf("BDAT %d\r\n%sBDAT %d LAST\r\n%s", half, c.content[:half], len(c.content)-half, c.content[half:]))
+			h.c.want("250 ")
+			h.c.want("550 ")
+			got := h.scanner.Scanned()[0].Views
+			if c.view == "" && len(got) > 0 || c.view != "" && !slices.ContainsFunc(got, func(b []byte) bool { return string(b) == c.view }) {
+				t.Errorf("views %q, want %q", got, c.view)
+			}
+			h.s.wantLine("RSET")
+			h.s.say("250 ok")
+			h.end()
+		})
+	}
+}
+
+// TestServerLeavesBetweenChunks: a client that is amid a message learns at its end that it was not taken.
+func TestServerLeavesBetweenChunks(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, nil)
+	h.greet("CHUNKING")
+	h.envelope("a@x.example", "b@y.example")
+	h.c.send("BDAT 3\r\nabc")
+	h.c.want("250 ")
+	h.s.Close()
+	time.Sleep(50 * time.Millisecond) // whichever comes first, the client must not be told that all is well
+	h.c.send("BDAT 3 LAST\r\ndef")
+	got, _ := h.c.rest()
+	if !strings.HasPrefix(got, "451 ") || strings.Contains(got, "\n2") {
+		t.Errorf("the client is told %q", got)
+	}
+	h.end()
+}
