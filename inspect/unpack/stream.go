@@ -183,7 +183,8 @@ func (w *walker) bzip2Streams() (starts []int64, err error) {
 
 // find returns the first place of what in the octets [pos, end), -1 for none.
 func (w *walker) find(pos, end int64, what []byte) (int64, error) {
-	buf := make([]byte, max(min(64<<10, end-pos), 0))
+	buf := w.b.Buffers.tail()
+	defer w.b.Buffers.giveBack(buf)
 	for pos < end {
 		if err := w.b.check(); err != nil {
 			return -1, err
@@ -267,7 +268,9 @@ func (w *walker) tarMembers(r *io.SectionReader) error {
 
 // tarAgain looks for a member behind the end mark, -1 for none.
 func (w *walker) tarAgain(pos int64) (int64, error) {
-	buf := make([]byte, 64<<10)
+	lent := w.b.Buffers.tail()
+	defer w.b.Buffers.giveBack(lent)
+	buf := lent[:64<<10]
 	for pos < w.size {
 		if err := w.b.check(); err != nil {
 			return -1, err

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 )
 
 // Errors to be compared with errors.Is. None of them means that a member is clean.
@@ -72,8 +73,32 @@ const (
 	checkEvery = 64 << 10
 )
 
+// Buffers lends the memory in which archives are looked for, so that a program that looks at many objects does not
+// allocate it for each. The zero value is ready for use, by several goroutines; nil allocates. What is borrowed is given
+// back before the function that needed it returns.
+type Buffers struct{ tails sync.Pool } // of *[tailSize]byte
+
+// tailSize is where the end record of a zip can be: the record and its comment.
+const tailSize = endSize + 1<<16
+
+func (b *Buffers) tail() *[tailSize]byte {
+	if b != nil {
+		if t, ok := b.tails.Get().(*[tailSize]byte); ok {
+			return t
+		}
+	}
+	return new([tailSize]byte)
+}
+
+func (b *Buffers) giveBack(t *[tailSize]byte) {
+	if b != nil {
+		b.tails.Put(t)
+	}
+}
+
 // Budget is what may still be spent on one message. It is for one goroutine.
 type Budget struct {
+	Buffers *Buffers                  // may be nil
 	Check   func() error              // asked at every member and every 64 KiB; its error ends the walk; may be nil
 	Odd     func(name, detail string) // told about oddities; may be nil
 	lim     Limits
@@ -225,8 +250,15 @@ func Detect(head []byte, name string) (format string, ok bool) {
 
 // Formats is Detect with the whole object at hand: it also finds a zip whose beginning is something else, such as a
 // program that unpacks itself or a picture. It returns all formats that the object can be read as.
-func Formats(body io.ReaderAt, size int64, name string) (formats []string) {
-	head := make([]byte, min(size, HeadSize))
+func Formats(body io.ReaderAt, size int64, name string) []string {
+	return (*Buffers)(nil).Formats(body, size, name)
+}
+
+// Formats is the function Formats in borrowed memory.
+func (b *Buffers) Formats(body io.ReaderAt, size int64, name string) (formats []string) {
+	tail := b.tail()
+	defer b.giveBack(tail)
+	head := tail[:max(min(size, HeadSize), 0)]
 	n, _ := body.ReadAt(head, 0)
 	if f, ok := Detect(head[:n], name); ok {
 		formats = append(formats, f)
@@ -234,7 +266,7 @@ func Formats(body io.ReaderAt, size int64, name string) (formats []string) {
 			return formats
 		}
 	}
-	if _, err := findEnd(body, size); err == nil {
+	if _, err := findEnd(body, size, tail); err == nil {
 		formats = append(formats, Zip)
 	}
 	return formats

@@ -480,3 +480,30 @@ func BenchmarkZip(b *testing.B) {
 		})
 	}
 }
+
+// TestEndRecordWhereverItIs: the end record of a zip is found at every place where it may be, in borrowed memory that
+// was somebody else's before.
+func TestEndRecordWhereverItIs(t *testing.T) {
+	var z bytes.Buffer
+	w := zip.NewWriter(&z)
+	f, _ := w.Create("a.txt")
+	io.WriteString(f, "hello")
+	w.Close()
+	var buffers Buffers
+	filler := bytes.Repeat([]byte("PK\x05\x06 not the end. "), 4000)
+	for _, comment := range []int{0, 1, 3, 8<<10 - 25, 8<<10 - 24, 8<<10 - 23, 8<<10 - 22, 8<<10 - 21, 8<<10 - 20, 8<<10 - 19, 8<<10 - 18, 8 << 10, 40_000, 1<<16 - 1} {
+		for _, c := range [][]byte{make([]byte, comment), filler[:comment]} {
+			in := bytes.Clone(z.Bytes())
+			binary.LittleEndian.PutUint16(in[len(in)-2:], uint16(comment))
+			in = append(append([]byte("something before it"), in...), c...)
+			for _, got := range [][]string{Formats(bytes.NewReader(in), int64(len(in)), ""), buffers.Formats(bytes.NewReader(in), int64(len(in)), "")} {
+				if len(got) != 1 || got[0] != Zip {
+					t.Errorf("comment of %d octets: %v", comment, got)
+				}
+			}
+		}
+	}
+	if got := buffers.Formats(strings.NewReader("short"), 5, ""); got != nil {
+		t.Errorf("what others left in the memory is %v", got)
+	}
+}

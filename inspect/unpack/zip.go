@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Signatures of APPNOTE.TXT §4.3, little endian.
@@ -276,23 +277,36 @@ type end struct {
 }
 
 // findEnd looks for the end record, APPNOTE.TXT §4.3.16, in the last 64 KiB: the last one whose directory is there.
-func findEnd(body io.ReaderAt, size int64) (end, error) {
-	n := min(size, endSize+1<<16)
-	tail := make([]byte, max(n, 0))
+func findEnd(body io.ReaderAt, size int64, buf *[tailSize]byte) (end, error) {
+	n := max(min(size, tailSize), 0)
+	tail := buf[:n]
 	if _, err := body.ReadAt(tail, size-n); err != nil && err != io.EOF {
 		return end{}, err
 	}
-	for i := len(tail); ; {
-		if i = bytes.LastIndex(tail[:i], []byte(sigEnd)); i < 0 {
-			return end{}, errNotHere
+	// From the last piece to the first, each forwards: that is done many octets at a time, while going backwards is not.
+	const piece = 8 << 10
+	var found []int
+	for stop := len(tail); stop > 0; stop -= piece {
+		found = found[:0]
+		here := tail[:min(stop+len(sigEnd)-1, len(tail))]
+		for at := max(stop-piece, 0); ; at++ {
+			i := bytes.Index(here[at:], []byte(sigEnd))
+			if i < 0 {
+				break
+			}
+			at += i
+			found = append(found, at)
 		}
-		if len(tail)-i < endSize {
-			continue
-		}
-		if e, ok := readEnd(body, tail[i:], size-n+int64(i)); ok {
-			return e, nil
+		for _, i := range slices.Backward(found) {
+			if len(tail)-i < endSize {
+				continue
+			}
+			if e, ok := readEnd(body, tail[i:], size-n+int64(i)); ok {
+				return e, nil
+			}
 		}
 	}
+	return end{}, errNotHere
 }
 
 // readEnd reads the end record at octet at, and the one of zip64 before it.
@@ -341,7 +355,9 @@ func readsAs(body io.ReaderAt, b []byte, at int64, sig string) bool {
 
 // directory reads the central directory. Without one there are no entries, and it is an oddity.
 func (w *walker) directory() (entries []entry, err error) {
-	e, err := findEnd(w.body, w.size)
+	tail := w.b.Buffers.tail()
+	e, err := findEnd(w.body, w.size, tail)
+	w.b.Buffers.giveBack(tail)
 	if err != nil {
 		w.b.odd("no-central-directory", "of a zip file")
 		return nil, fmt.Errorf("%w: zip: the central directory is missing", ErrBroken)
