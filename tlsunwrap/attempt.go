@@ -120,14 +120,14 @@ func (a *attempt) probe(chi *tls.ClientHelloInfo) bool {
 	if a.r.Probe == nil {
 		return false
 	}
-	c, err := a.r.Probe(chi.Context())
+	ctx, cancel := context.WithTimeout(chi.Context(), a.rules.HandshakeTimeout) // the client waits
+	defer cancel()
+	c, err := a.r.Probe(ctx)
 	if err != nil {
+		a.u.log.Info("server could not be verified before letting a connection through by name", "conn", a.r.ID, "err", err)
 		return false
 	}
 	defer c.Close()
-	if c.SetDeadline(time.Now().Add(a.rules.HandshakeTimeout)) != nil {
-		return false
-	}
 	b := &attempt{u: a.u, rules: a.rules, r: a.r, sni: a.sni, server: &leg{Conn: c}}
 	good := false
 	t := tls.Client(b.server, &tls.Config{ServerName: a.sni, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12,
@@ -135,7 +135,7 @@ func (a *attempt) probe(chi *tls.ClientHelloInfo) bool {
 			good = a.rules.check(cs, b.checkName(), a.u.own, a.u.now()) == nil
 			return nil
 		}})
-	if t.HandshakeContext(chi.Context()) != nil || !good {
+	if t.HandshakeContext(ctx) != nil || !good {
 		return false
 	}
 	a.u.verified.add(a.destination(), a.u.now(), nameBypassLife)

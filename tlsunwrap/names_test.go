@@ -62,7 +62,7 @@ func TestT002(t *testing.T) {
 			if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "default.example"}); err != nil {
 				t.Error(err)
 			}
-			if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "198.51.100.7"}); classOf(err) != className {
+			if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "198.51.100.7"}); classOf(err) != tlstest.ClassName {
 				t.Error(err)
 			}
 		})
@@ -364,7 +364,7 @@ func TestT026T027(t *testing.T) {
 		cert := b.root.Leaf(t, []string{mx})
 		cert.OCSPStaple = answer(ocsp.Revoked, now.Add(-hour), now.Add(hour))(t, b.root, tlstest.Parse(t, cert.Certificate[0]))
 		out := b.run(flow{server: echo(serverConfig(cert)), client: b.talk()})
-		if classOf(out.client) != classIssuer {
+		if classOf(out.client) != tlstest.ClassIssuer {
 			t.Errorf("client %v", out.client)
 		}
 	})

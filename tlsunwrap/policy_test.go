@@ -30,7 +30,7 @@ func TestT070(t *testing.T) {
 		server := echo(serverConfig(b.root.Leaf(t, []string{mx})))
 		for i := range 4 {
 			out := b.run(flow{server: server, client: pinning(b)})
-			if out.err == nil || out.err.Event != EventUnknownCA || classOf(out.client) != classIssuer {
+			if out.err == nil || out.err.Event != EventUnknownCA || classOf(out.client) != tlstest.ClassIssuer {
 				t.Fatalf("connection %d: %v, %v", i+1, out.err, out.client)
 			}
 			want := 0

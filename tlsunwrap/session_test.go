@@ -58,7 +58,7 @@ func TestT030(t *testing.T) {
 		c.Certificate = c.Certificate[:1]
 		s.set(c)
 		s.restart()
-		if out := b.run(flow{server: s.serve, client: b.talk()}); classOf(out.client) != classIssuer {
+		if out := b.run(flow{server: s.serve, client: b.talk()}); classOf(out.client) != tlstest.ClassIssuer {
 			t.Errorf("the client got %v", out.client)
 		}
 	})
@@ -135,7 +135,7 @@ func TestT049(t *testing.T) {
 		fine(t, b.run(flow{server: s.serve, client: client}))
 		s.set(tlstest.NewCA(t, "stranger").Leaf(t, []string{mx}))
 		s.restart()
-		if out := b.run(flow{server: s.serve, client: client}); classOf(out.client) != classIssuer {
+		if out := b.run(flow{server: s.serve, client: client}); classOf(out.client) != tlstest.ClassIssuer {
 			t.Errorf("the client got %v", out.client)
 		}
 	})

@@ -388,7 +388,7 @@ func TestT083(t *testing.T) {
 		b := newBench(t, Settings{})
 		s := &listener{cfg: serverConfig(b.root.Leaf(t, []string{mx}))}
 		out := b.run(flow{server: s.serve, client: b.talk(func(c *tls.Config) { c.RootCAs = tlstest.Pool(b.root) })})
-		if classOf(out.client) != classIssuer || out.err == nil || out.err.Event != EventUnknownCA || s.got != 0 {
+		if classOf(out.client) != tlstest.ClassIssuer || out.err == nil || out.err.Event != EventUnknownCA || s.got != 0 {
 			t.Errorf("%v, %v", out.err, out.client)
 		}
 	})

@@ -29,7 +29,7 @@ type Settings struct {
 	IdleTimeout      time.Duration `key:"IdleTimeout" default:"10m" min:"5m" max:"24h" doc:"How long a client may be silent between commands. Usually the server gives up earlier."`
 	DataTimeout      time.Duration `key:"DataTimeout" default:"5m" min:"3m" max:"1h" doc:"How long a client may be silent within a message."`
 	DataTotal        time.Duration `key:"DataTotal" default:"2h" min:"10m" max:"24h" doc:"How long a message may take to arrive."`
-	HandshakeTimeout time.Duration `key:"HandshakeTimeout" default:"2m" min:"10s" max:"5m" doc:"How long a TLS handshake may take, and how long a client may take to begin it."`
+	HandshakeTimeout time.Duration `key:"HandshakeTimeout" default:"3m" min:"10s" max:"10m" doc:"How long everything from the server's 220 to STARTTLS to the end of both TLS handshakes may take. TlsHelloTimeout and TlsHandshakeTimeout bound its steps; this should be more than the former and three times the latter, so that clients get the fitting alert."`
 	FirstBytes       time.Duration `key:"FirstBytesTimeout" default:"1m" min:"5s" max:"10m" doc:"On ports where TLS starts at once: how long to wait until either side says something."`
 	KeepAlive        time.Duration `key:"KeepAlive" default:"150s" min:"10s" max:"4m" doc:"While a message arrives and is inspected, send NOOP to the silent server this often."`
 
@@ -61,7 +61,7 @@ func (s Settings) withDefaults() Settings {
 	duration(&s.IdleTimeout, 10*time.Minute)
 	duration(&s.DataTimeout, 5*time.Minute)
 	duration(&s.DataTotal, 2*time.Hour)
-	duration(&s.HandshakeTimeout, 2*time.Minute)
+	duration(&s.HandshakeTimeout, 3*time.Minute)
 	duration(&s.FirstBytes, time.Minute)
 	duration(&s.KeepAlive, 150*time.Second)
 	if s.MaxRecipients <= 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"mailweir/inspect"
@@ -74,8 +75,8 @@ func (s *session) settleTLS() (*smtpwire.Reply, error) {
 	return s.parkTLS, s.client.flush()
 }
 
-// unwrap does both handshakes; first is what the client has sent of its own already. The server's direction pauses
-// meanwhile.
+// unwrap does both handshakes; first is what the client has sent of its own already, nil behind STARTTLS. The server's
+// direction pauses meanwhile.
 func (s *session) unwrap(first []byte) error {
 	if s.h.tls == nil {
 		return s.relayTLS(first)
@@ -86,9 +87,12 @@ func (s *session) unwrap(first []byte) error {
 	s.server.raw.SetDeadline(time.Time{})
 	got, err := s.h.tls.Unwrap(ctx, tlsunwrap.Request{
 		ID: s.c.ID, Client: s.client.raw, Server: s.server.raw, Early: first, ClientAddr: s.c.Client, ServerAddr: s.c.Server,
-		Door: inspect.DoorSMTP, Divert: s.c.Divert,
+		Door: inspect.DoorSMTP, Divert: s.c.Divert, Probe: s.probe(first == nil),
 	})
 	if err != nil {
+		if e := (*tlsunwrap.Error)(nil); errors.As(err, &e) && s.ctx.Err() == nil {
+			s.special(e.Event, strings.TrimPrefix(e.Error(), e.Event+": "))
+		}
 		return fmt.Errorf("%w: %w", errTLS, err)
 	}
 	if got.Info.Tunnel {
