@@ -19,8 +19,6 @@ import (
 	"runtime"
 	"strings"
 	"time"
-
-	"mailweir/scripts/lab"
 )
 
 func main() {
@@ -193,15 +191,13 @@ func idle(ctx context.Context, out io.Writer, p *path) error {
 		if p.pid() == 0 || j.TLS != "" && p.name != "mailweir" && p.name != "tls-relay" || j.TLS == "" && p.name == "tls-relay" {
 			continue
 		}
-		before, err := lab.Resident(p.pid())
-		if err != nil {
-			return err
-		}
+		before := p.fresh // what sessions that are gone have left is not given back at once
 		up, held, err := p.hold(ctx, j)
 		if err != nil {
-			return fmt.Errorf("hold sessions on %s: %w", p.name, err)
+			log := p.log()
+			return fmt.Errorf("hold sessions on %s: %w\n%s", p.name, err, log[max(0, len(log)-2000):])
 		}
-		fmt.Fprintf(out, "\nidle %s port %d: %d of %d sessions up; RSS %.1f MiB before, %.1f MiB with them, %.1f KiB a session; %.1f descriptors a session\n",
+		fmt.Fprintf(out, "\nidle %s port %d: %d of %d sessions up; RSS %.1f MiB when started, %.1f MiB with them, %.1f KiB a session; %.1f descriptors a session\n",
 			p.name, j.Port, up, j.Sessions, float64(before)/(1<<20), float64(held.rss)/(1<<20), float64(held.rss-before)/1024/float64(max(up, 1)), float64(held.files)/float64(max(up, 1)))
 	}
 	return nil

@@ -23,6 +23,8 @@ type path struct {
 	name    string
 	lab     *lab.Lab
 	gateway func() int // process id of what is measured, 0 for plain routing
+	log     func() string
+	fresh   int64 // resident memory of the gateway when it was started
 	in      io.Writer
 	out     *bufio.Reader
 }
@@ -32,7 +34,7 @@ func newPath(ctx context.Context, name, binary string) (*path, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &path{name: name, lab: l, gateway: func() int { return 0 }}
+	p := &path{name: name, lab: l, gateway: func() int { return 0 }, log: func() string { return "" }}
 	if err := p.build(ctx, binary); err != nil {
 		l.Close()
 		return nil, err
@@ -70,10 +72,15 @@ func (p *path) build(ctx context.Context, binary string) error {
 		if err != nil {
 			return err
 		}
-		p.gateway, ca = g.Pid, g.CAFile
+		p.gateway, p.log, ca = g.Pid, g.Log, g.CAFile
 	}
 	if err != nil {
 		return err
+	}
+	if p.pid() != 0 {
+		if p.fresh, err = lab.Resident(p.pid()); err != nil {
+			return err
+		}
 	}
 	p.in, p.out, err = p.role(ctx, p.lab.Client, "load", ca)
 	return err

@@ -25,6 +25,7 @@ type rig struct {
 	sink   *Sink
 
 	mu      sync.Mutex
+	seen    map[Stage]int // how often conversations came to a stage
 	holdAt  Stage
 	reached chan struct{}
 	release chan struct{}
@@ -33,7 +34,7 @@ type rig struct {
 func newRig(t *testing.T, more map[string]string) *rig {
 	t.Helper()
 	l, ctx := newLab(t)
-	r := &rig{lab: l, ctx: ctx}
+	r := &rig{lab: l, ctx: ctx, seen: map[Stage]int{}}
 	r.sink = &Sink{At: func(s Stage, _ net.Conn) error { return r.hold(s) }}
 	for _, ip := range []string{ServerIP4, ServerIP6} {
 		listen, err := l.Server.Listen(HostPort(ip, 25))
@@ -66,6 +67,7 @@ func (r *rig) holdNext(s Stage) {
 
 func (r *rig) hold(s Stage) error {
 	r.mu.Lock()
+	r.seen[s]++
 	if s != r.holdAt || r.release == nil {
 		r.mu.Unlock()
 		return nil

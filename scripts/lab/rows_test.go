@@ -103,20 +103,10 @@ func TestG01(t *testing.T) {
 func TestG04(t *testing.T) {
 	r := newRig(t, nil)
 	content := corpus.Big(2<<20, 9)
-	var mu sync.Mutex
-	began := 0
-	r.sink.At = func(s Stage, _ net.Conn) error {
-		if s == AtData || s == AtContent {
-			mu.Lock()
-			began++
-			mu.Unlock()
-		}
-		return nil
-	}
 	count := func() int {
-		mu.Lock()
-		defer mu.Unlock()
-		return began
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.seen[AtData] + r.seen[AtContent]
 	}
 	for _, verb := range verbs() {
 		for _, mood := range []Mood{Fine, Finding} {
