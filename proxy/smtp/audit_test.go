@@ -58,3 +58,24 @@ func TestServerLeavesBetweenChunks(t *testing.T) {
 	}
 	h.end()
 }
+
+// TestResetAndMailAtOnce: RSET, MAIL and RCPT may come in one piece (RFC 2920 §3.1), amid chunks as well.
+func TestResetAndMailAtOnce(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, nil)
+	h.greet("CHUNKING", "PIPELINING")
+	h.envelope("a@x.example", "b@y.example")
+	h.c.send("BDAT 3\r\nabcRSET\r\nMAIL FROM:<c@x.example>\r\nRCPT TO:<d@y.example>\r\nBDAT 1 LAST\r\nx")
+	h.c.want("250 ")
+	for _, l := range []string{"RSET", "MAIL FROM:<c@x.example>", "RCPT TO:<d@y.example>", "BDAT 1 LAST"} {
+		h.s.wantLine(l)
+		if l == "BDAT 1 LAST" {
+			if c, err := h.s.br.ReadByte(); c != 'x' || err != nil {
+				t.Errorf("the server gets %q, %v", c, err)
+			}
+		}
+		h.s.say("250 ok " + l[:4])
+		h.c.wantLine("250 ok " + l[:4])
+	}
+	h.end()
+}

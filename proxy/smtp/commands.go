@@ -92,7 +92,7 @@ func (s *session) command(c smtpwire.Command, size int) error {
 	case "BDAT":
 		return s.bdat(c)
 	case "RSET":
-		return s.forward(c.Raw, pending{kind: resetReply})
+		return s.rset(c)
 	case "STARTTLS":
 		return s.startTLS(c)
 	case "AUTH":
@@ -109,6 +109,21 @@ func (s *session) command(c smtpwire.Command, size int) error {
 		return errQuit
 	}
 	return s.forward(c.Raw, pending{}) // NOOP, HELP, VRFY, EXPN, ETRN, XFORWARD
+}
+
+// rset passes RSET on. Amid chunks its reply is waited for: whether a MAIL that follows at once is in order depends on
+// it, and so does what becomes of the chunks.
+func (s *session) rset(c smtpwire.Command) error {
+	if err := s.forward(c.Raw, pending{kind: resetReply}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	amid := s.tx != nil && (s.tx.body != nil || len(s.tx.to) >= s.h.set.MaxRecipients)
+	s.mu.Unlock()
+	if !amid {
+		return nil
+	}
+	return s.settle()
 }
 
 // unknown refuses a command that is not passed on.
