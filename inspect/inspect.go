@@ -187,10 +187,10 @@ type Engine interface {
 // Object is what an engine is given: the whole message, or something that was found in it.
 type Object struct {
 	Msg  *Message
-	Path string // where it was found; empty for the whole message
-	Name string // file name, decoded, if it has one
-	Type string // media type, lower case, if known
-	Sum  [32]byte
+	Path string   // where it was found; empty for the whole message
+	Name string   // file name, decoded, if it has one
+	Type string   // media type, lower case, if known
+	Sum  [32]byte // SHA-256 of Body; zero when it was not computed
 	Body Body
 }
 

@@ -39,6 +39,9 @@ type judge struct {
 	seen   map[object]*inspected
 	log    []inspect.Finding // everything found so far, for seen
 	late   bool              // the deadline has been noted
+	sums   bool              // some engine uses Object.Sum
+	depth  int               // objects around what is being looked at
+	again  bool              // there are several readings: the same octets come again
 }
 
 // object is all that decides what is found in and below an object: what programs take it for depends on its name and
@@ -57,10 +60,11 @@ type inspected struct {
 
 // judge looks at m.
 func (d *MailD) judge(ctx context.Context, m *inspect.Message) *judge {
-	j := &judge{d: d, ctx: ctx, m: m, have: map[inspect.Finding]bool{}, seen: map[object]*inspected{}}
+	j := &judge{d: d, ctx: ctx, m: m, sums: usesSums(d.cfg.Engines), again: len(m.Views) > 0}
 	j.budget = unpack.NewBudget(d.cfg.limits(), ctx.Err, func(name, detail string) {
 		j.unchecked(inspect.Ambiguous, name, j.where, detail)
 	})
+	j.budget.Buffers = &d.pools.unpack
 	j.message()
 	return j
 }
@@ -70,7 +74,10 @@ func (j *judge) message() {
 	j.safely("", func() { j.engines(&inspect.Object{Msg: j.m, Type: "message/rfc822", Body: j.m.Body}) })
 	j.safely("", func() {
 		// Parsing asks for no time: it is linear, at some hundred megabytes a second.
-		j.tree = mimetree.Parse(j.m.Body, j.m.Body.Size(), mimetree.Limits{})
+		j.tree = j.d.pools.mime.Parse(j.m.Body, j.m.Body.Size(), mimetree.Limits{})
+		for p := range j.tree.All() {
+			j.again = j.again || len(p.Others) > 0 || len(p.Encodings) > 1
+		}
 		j.walk(j.tree, j.m.Body, "", 0, true)
 		j.part = nil
 		j.file()
@@ -80,7 +87,7 @@ func (j *judge) message() {
 		path := fmt.Sprintf("view%d", i+1)
 		j.safely(path, func() {
 			j.engines(&inspect.Object{Msg: j.m, Path: path, Type: "message/rfc822", Body: view})
-			j.walk(mimetree.Parse(view, view.Size(), mimetree.Limits{}), view, path+"/", 0, false)
+			j.walk(j.d.pools.mime.Parse(view, view.Size(), mimetree.Limits{}), view, path+"/", 0, false)
 		})
 	}
 	j.onTime("")
@@ -89,9 +96,10 @@ func (j *judge) message() {
 // file looks into what is no mail but a file of its own, as mailweir scan may be given: the parser of mail might take
 // the beginning of it for a header.
 func (j *judge) file() {
-	head := make([]byte, min(unpack.HeadSize, j.m.Body.Size()))
-	n, _ := j.m.Body.ReadAt(head, 0)
-	if _, ok := unpack.Detect(head[:n], ""); ok {
+	buf := j.d.pools.copies.Get().(*[copySize]byte)
+	_, ok := unpack.Detect(head(j.m.Body, buf[:unpack.HeadSize]), "")
+	j.d.pools.copies.Put(buf)
+	if ok {
 		st := j.section(j.m.Body, 0, j.m.Body.Size())
 		defer st.close()
 		j.object("file", "", "", st, 0)
@@ -156,6 +164,9 @@ func (j *judge) add(f inspect.Finding) {
 		j.mark(f)
 	}
 	if len(j.findings) < maxFindings && !j.have[f] {
+		if j.have == nil {
+			j.have = map[inspect.Finding]bool{}
+		}
 		j.have[f] = true
 		j.findings = append(j.findings, f)
 	}

@@ -44,6 +44,20 @@ type MailD struct {
 	pools  pools
 }
 
+// summer is an engine that says whether it uses Object.Sum, which costs a pass over every object. Of the others it is
+// taken for granted.
+type summer interface{ UsesSum() bool }
+
+// usesSums says whether one of the engines uses Object.Sum.
+func usesSums(engines []inspect.Engine) bool {
+	for _, e := range engines {
+		if s, ok := e.(summer); !ok || s.UsesSum() {
+			return true
+		}
+	}
+	return false
+}
+
 // New makes a scanner.
 func New(cfg Config) (*MailD, error) {
 	if cfg.Spool == nil {

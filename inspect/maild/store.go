@@ -9,7 +9,9 @@ import (
 	"sync/atomic"
 
 	"mailweir/inspect"
+	"mailweir/inspect/mimetree"
 	"mailweir/inspect/spool"
+	"mailweir/inspect/unpack"
 )
 
 // Where objects lie while they are looked at: a small one in memory; a larger one in memory too, as long as one of the
@@ -24,6 +26,8 @@ const (
 
 // pools lends buffers.
 type pools struct {
+	mime                         mimetree.Buffers
+	unpack                       unpack.Buffers
 	small, large, copies, hashes sync.Pool
 	larges                       atomic.Int32 // large ones in use
 }
@@ -51,17 +55,46 @@ func (p *pools) giveBackLarge(b *[largeSize]byte) {
 
 // stored is an object at rest.
 type stored struct {
-	body  inspect.Body
-	sum   [32]byte
-	close func()
+	body   inspect.Body
+	hashed bool
+	sum    [32]byte // once hashed
+	close  func()
 }
 
-// store takes an object out of r, which is read once: it is hashed on the way. After an error stored is what came before
-// it, and must be closed all the same.
+// summing says whether every object is hashed at once, on its way: an engine asks for it, or the object may well come
+// again. What stands once in the message itself, and holds nothing, needs no sum, and computing it would be a quarter
+// of the work.
+func (j *judge) summing() bool { return j.sums || j.depth > 0 || j.again }
+
+// identify computes the sum of what was not hashed on its way.
+func (j *judge) identify(st *stored) {
+	if st.hashed {
+		return
+	}
+	st.hashed = true
+	if mem, ok := st.body.(inspect.Bytes); ok {
+		st.sum = sha256.Sum256(mem)
+		return
+	}
+	h := j.d.pools.hashes.Get().(hash.Hash)
+	h.Reset()
+	buf := j.d.pools.copies.Get().(*[copySize]byte)
+	// An error here is met again by the engines, who report it; a sum that is wrong is only never seen again.
+	_, _ = copyAll(h, until{j.ctx, inspect.Reader(st.body)}, buf[:])
+	h.Sum(st.sum[:0])
+	j.d.pools.copies.Put(buf)
+	j.d.pools.hashes.Put(h)
+}
+
+// store takes an object out of r, which is read once: it is hashed on the way, if it has to be. After an error stored
+// is what came before it, and must be closed all the same.
 func (j *judge) store(r io.Reader) (*stored, error) {
-	s := &sink{j: j, hash: j.d.pools.hashes.Get().(hash.Hash), small: j.d.pools.small.Get().(*[smallSize]byte)}
+	s := &sink{j: j, small: j.d.pools.small.Get().(*[smallSize]byte)}
 	s.memory = s.small[:0]
-	s.hash.Reset()
+	if j.summing() {
+		s.hash = j.d.pools.hashes.Get().(hash.Hash)
+		s.hash.Reset()
+	}
 	whole := false
 	defer func() {
 		if !whole { // r panicked
@@ -78,8 +111,11 @@ func (j *judge) store(r io.Reader) (*stored, error) {
 	}
 	whole = true
 	st := &stored{close: s.close}
-	s.hash.Sum(st.sum[:0])
-	j.d.pools.hashes.Put(s.hash)
+	if s.hash != nil {
+		s.hash.Sum(st.sum[:0])
+		st.hashed = true
+		j.d.pools.hashes.Put(s.hash)
+	}
 	if s.file != nil {
 		st.body = s.file
 	} else {
@@ -91,8 +127,8 @@ func (j *judge) store(r io.Reader) (*stored, error) {
 // sink is where an object comes to rest.
 type sink struct {
 	j      *judge
-	hash   hash.Hash
-	memory []byte // of small or large
+	hash   hash.Hash // may be nil
+	memory []byte    // of small or large
 	small  *[smallSize]byte
 	large  *[largeSize]byte
 	file   *spool.File
@@ -114,7 +150,9 @@ func (s *sink) Write(b []byte) (int, error) {
 	} else if _, err := s.file.Write(b); err != nil {
 		return 0, err
 	}
-	s.hash.Write(b)
+	if s.hash != nil {
+		s.hash.Write(b)
+	}
 	return n, nil
 }
 
@@ -156,21 +194,24 @@ func (s *sink) close() {
 func (j *judge) section(body inspect.Body, start, end int64) *stored {
 	st := &stored{close: func() {}}
 	if mem, ok := body.(inspect.Bytes); ok {
-		b := mem[start:end]
-		st.body, st.sum = b, sha256.Sum256(b)
-		return st
+		st.body = mem[start:end]
+	} else {
+		st.body = part{io.NewSectionReader(body, start, end-start)}
 	}
-	r := part{io.NewSectionReader(body, start, end-start)}
-	st.body = r
-	h := j.d.pools.hashes.Get().(hash.Hash)
-	h.Reset()
-	buf := j.d.pools.copies.Get().(*[copySize]byte)
-	// An error here is met again by the engines, who report it; a sum that is wrong is only never seen again.
-	_, _ = copyAll(h, until{j.ctx, io.NewSectionReader(r, 0, r.Size())}, buf[:])
-	h.Sum(st.sum[:0])
-	j.d.pools.copies.Put(buf)
-	j.d.pools.hashes.Put(h)
+	if j.summing() {
+		j.identify(st)
+	}
 	return st
+}
+
+// head returns the first octets of body, at most n, in buf or where they lie.
+func head(body inspect.Body, buf []byte) []byte {
+	size := min(body.Size(), int64(len(buf)))
+	if mem, ok := body.(inspect.Bytes); ok {
+		return mem[:size]
+	}
+	n, _ := body.ReadAt(buf[:size], 0)
+	return buf[:n]
 }
 
 // part makes a section a Body.

@@ -78,16 +78,18 @@ func (j *judge) visit(p *mimetree.Part, body inspect.Body, prefix, path string, 
 
 // encodedTree walks what is in a multipart that is encoded as a whole (RFC 2045 §6.4 forbids it).
 func (j *judge) encodedTree(p *mimetree.Part, enc string, body inspect.Body, prefix, path string, messages int) {
-	st, err := j.store(p.DecodedAs(body, enc))
+	st, err := j.store(p.DecodedAs(body, enc).Borrowing(&j.d.pools.mime))
 	defer st.close()
 	if err != nil {
 		j.failed(path, err)
 	}
-	j.nested(mimetree.ParseDecoded(p, st.body, st.body.Size(), mimetree.Limits{}), st, prefix, messages)
+	j.nested(j.d.pools.mime.ParseDecoded(p, st.body, st.body.Size(), mimetree.Limits{}), st, prefix, messages)
 }
 
 // nested walks a tree over something that was taken out of a part.
 func (j *judge) nested(tree *mimetree.Part, st *stored, prefix string, messages int) {
+	j.depth++
+	defer func() { j.depth-- }()
 	j.walk(tree, st.body, prefix, messages, false)
 }
 
@@ -129,7 +131,7 @@ func (j *judge) leaf(p *mimetree.Part, body inspect.Body, path string, messages 
 			st.close()
 			continue
 		}
-		d := p.DecodedAs(body, enc)
+		d := p.DecodedAs(body, enc).Borrowing(&j.d.pools.mime)
 		st, err := j.store(d)
 		for _, odd := range d.Odd() {
 			j.odd(odd, path)
@@ -177,8 +179,13 @@ func (j *judge) object(path, name, mediaType string, st *stored, messages int) {
 	if st.body.Size() == 0 || j.done() || !j.onTime(path) {
 		return
 	}
+	formats := j.d.pools.unpack.Formats(st.body, st.body.Size(), name)
+	mail := j.isMail(st.body, name, mediaType)
+	if len(formats) > 0 || mail {
+		j.identify(st) // what is in it is worth being looked at once
+	}
 	key := object{st.sum, name, mediaType, j.budget.Level(unpack.Archive), messages}
-	if old := j.seen[key]; old != nil {
+	if old := j.seen[key]; st.hashed && old != nil {
 		for _, f := range old.found {
 			if rest, ok := strings.CutPrefix(f.Path, old.path); ok {
 				f.Path = path + rest
@@ -190,21 +197,26 @@ func (j *judge) object(path, name, mediaType string, st *stored, messages int) {
 	mark := len(j.log)
 	j.safely(path, func() {
 		j.engines(&inspect.Object{Msg: j.m, Path: path, Name: name, Type: mediaType, Sum: st.sum, Body: st.body})
-		j.inside(path, name, mediaType, st, messages)
-		head := make([]byte, min(st.body.Size(), 8))
-		if n, _ := st.body.ReadAt(head, 0); mimetree.IsText(head[:n]) {
+		j.depth++
+		defer func() { j.depth-- }()
+		j.inside(path, name, formats, mail, st, messages)
+		var buf [8]byte
+		if mimetree.IsText(head(st.body, buf[:])) {
 			j.text(path, st, false)
 		}
 	})
-	if len(j.log) < maxFindings { // else it may lack some
+	if st.hashed && len(j.log) < maxFindings { // else it may lack some
+		if j.seen == nil {
+			j.seen = map[object]*inspected{}
+		}
 		j.seen[key] = &inspected{path, slices.Clone(j.log[mark:])}
 	}
 }
 
 // inside looks for objects within an object: archives, messages, uuencoded files.
-func (j *judge) inside(path, name, mediaType string, st *stored, messages int) {
+func (j *judge) inside(path, name string, formats []string, mail bool, st *stored, messages int) {
 	body := st.body
-	for _, format := range unpack.Formats(body, body.Size(), name) {
+	for _, format := range formats {
 		where := j.where
 		j.where = path
 		err := unpack.Walk(format, body, body.Size(), j.budget, func(m unpack.Member) error {
@@ -218,11 +230,11 @@ func (j *judge) inside(path, name, mediaType string, st *stored, messages int) {
 			j.failed(path, err)
 		}
 	}
-	if isMail(body, name, mediaType) {
+	if mail {
 		if messages+1 > j.d.cfg.MailMaxLevel {
 			j.unchecked(inspect.Limits, "MailMaxLevel", path, "the message within was not looked into")
 		} else {
-			j.nested(mimetree.Parse(body, body.Size(), mimetree.Limits{}), st, path+"/", messages+1)
+			j.nested(j.d.pools.mime.Parse(body, body.Size(), mimetree.Limits{}), st, path+"/", messages+1)
 		}
 		return
 	}
@@ -287,13 +299,13 @@ func (j *judge) uuencoded(body inspect.Body, start, end int64, path string, mess
 	if mem, ok := body.(inspect.Bytes); ok && !bytes.Contains(mem[start:end], []byte("begin")) {
 		return // nearly always, and much cheaper to tell
 	}
-	found := mimetree.FindUU(body, start, end, maxUU)
+	found := j.d.pools.mime.FindUU(body, start, end, maxUU)
 	if len(found) == maxUU {
 		j.unchecked(inspect.Limits, "uuencoded files", path, "more than are looked at")
 	}
 	for i := range found {
 		u := found[i]
-		st, err := j.store(u.Decoded(body))
+		st, err := j.store(u.Decoded(body).Borrowing(&j.d.pools.mime))
 		if err != nil {
 			j.failed(path, err)
 		}
@@ -309,7 +321,7 @@ func (j *judge) uuencoded(body inspect.Body, start, end int64, path string, mess
 const maxUU = 10_000
 
 // isMail tells whether an object is a message that some program would open as one.
-func isMail(body inspect.Body, name, mediaType string) bool {
+func (j *judge) isMail(body inspect.Body, name, mediaType string) bool {
 	switch strings.ToLower(extension(name)) {
 	case ".eml", ".mht", ".mhtml", ".mbox", ".mbx", ".nws":
 		return true
@@ -318,9 +330,9 @@ func isMail(body inspect.Body, name, mediaType string) bool {
 	case "message/rfc822", "message/global", "message/news", "application/mbox", "multipart/related":
 		return true
 	}
-	head := make([]byte, min(body.Size(), 32))
-	n, _ := body.ReadAt(head, 0)
-	start := strings.ToLower(string(head[:n]))
+	buf := j.d.pools.copies.Get().(*[copySize]byte)
+	defer j.d.pools.copies.Put(buf)
+	start := strings.ToLower(string(head(body, buf[:32])))
 	first, _, _ := strings.Cut(start, ":")
 	switch strings.TrimRight(first, " \t") {
 	case "received", "return-path", "delivered-to", "from", "to", "date", "subject", "message-id", "mime-version", "content-type":
@@ -329,9 +341,7 @@ func isMail(body inspect.Body, name, mediaType string) bool {
 			return false
 		}
 	}
-	head = make([]byte, min(body.Size(), 4096))
-	n, _ = body.ReadAt(head, 0)
-	text := "\n" + strings.ToLower(string(head[:n]))
+	text := "\n" + strings.ToLower(string(head(body, buf[:4096])))
 	// One field may begin a text as well; two of these make a message.
 	fields := 0
 	for _, f := range []string{"\nfrom:", "\nto:", "\nsubject:", "\ndate:", "\nmessage-id:", "\nmime-version:", "\ncontent-type:", "\nreceived:"} {

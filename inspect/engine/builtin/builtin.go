@@ -96,6 +96,10 @@ func Open(cfg Config) (*Engine, error) {
 // Name implements inspect.Engine.
 func (e *Engine) Name() string { return "builtin" }
 
+// UsesSum says whether it helps to be given the SHA-256 of every object. A sum that is wanted for objects of a few sizes
+// only is computed here, on the way.
+func (e *Engine) UsesSum() bool { return e.db.Load().always&kindSHA256 != 0 }
+
 // Status returns what is loaded now.
 func (e *Engine) Status() Status {
 	e.mu.Lock()
