@@ -92,8 +92,8 @@ func (a *attempt) hello(chi *tls.ClientHelloInfo) (*tls.Config, error) {
 		e, alert := upstreamError(err, a.certAsked, &a.verdict)
 		return a.refuse(e, alert)
 	}
-	offer.sessions.done = true
 	state := a.up.ConnectionState()
+	offer.sessions.done, offer.sessions.resumed = true, state.DidResume
 	if err := a.mint(chi, offer, state); err != nil {
 		return a.refuse(&Error{EventMint, "no certificate could be made", err}, alertInternalError)
 	}

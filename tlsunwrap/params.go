@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"slices"
 	"strings"
+	"time"
 
 	"mailweir/inspect"
 )
@@ -96,7 +97,7 @@ func (o offer) clientVersions(server uint16) (lo, hi uint16) {
 // upstreamConfig is how we appear to the server.
 func (a *attempt) upstreamConfig(o *offer) *tls.Config {
 	key := strings.Join([]string{a.destination(), strings.Join(o.alpn, ","), tls.VersionName(o.serverMin)}, "|")
-	o.sessions = &sessions{cache: a.rules.sessions, key: key, use: o.resume, use12: o.resume12}
+	o.sessions = &sessions{cache: a.rules.sessions, fresh: a.rules.fresh, now: a.u.now(), key: key, use: o.resume, use12: o.resume12}
 	return &tls.Config{
 		ServerName:         a.sni, // as the client wrote it; crypto/tls sends none for an IP address
 		NextProtos:         o.alpn,
@@ -169,17 +170,24 @@ func canECDSA(chi *tls.ClientHelloInfo, version uint16) bool {
 	})
 }
 
+// sessionLife is how long after a whole handshake the server's leg may be resumed. A client that comes for the first time
+// would see the certificate that the server has now; it must not be stood in for by one that was seen long ago.
+const sessionLife = time.Hour
+
 // sessions is the part of the cache of upstream sessions that one handshake may use.
 type sessions struct {
 	cache      tls.ClientSessionCache
+	fresh      *memory // keys whose last whole handshake is not too long ago
+	now        time.Time
 	key        string
 	use, use12 bool
 	done       bool // the handshake is over: tickets that come now are of TLS 1.3
+	resumed    bool // it resumed a session: what comes of that is as old as the session
 }
 
 // Get implements tls.ClientSessionCache.
 func (s *sessions) Get(string) (*tls.ClientSessionState, bool) {
-	if !s.use {
+	if !s.use || !s.fresh.has(s.key, s.now) {
 		return nil, false
 	}
 	if cs, ok := s.cache.Get(s.key + "|13"); ok && cs != nil || !s.use12 {
@@ -195,6 +203,10 @@ func (s *sessions) Put(_ string, cs *tls.ClientSessionState) {
 		s.cache.Put(s.key+"|12", nil)
 		return
 	}
+	if s.resumed {
+		return
+	}
+	s.fresh.add(s.key, s.now, sessionLife)
 	if s.done {
 		s.cache.Put(s.key+"|13", cs)
 		return

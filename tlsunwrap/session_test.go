@@ -159,6 +159,18 @@ func TestT049(t *testing.T) {
 			t.Errorf("the certificate was shown %d times", n)
 		}
 	})
+	t.Run("T-049 the server's leg is resumed for an hour at most", func(t *testing.T) {
+		var late atomic.Int64
+		b := newBench(t, Settings{}, func(c *Config) { c.Now = func() time.Time { return time.Now().Add(time.Duration(late.Load())) } })
+		s := newChanging(b.root.Leaf(t, []string{mx}))
+		for i, want := range []int64{1, 1, 1, 2, 2, 2, 3} { // every 25 minutes
+			late.Store(int64(i) * int64(25*time.Minute))
+			fine(t, b.run(flow{server: s.serve, client: b.talk()}))
+			if n := s.hello.Load(); int64(n) != want {
+				t.Errorf("connection %d: the certificate was shown %d times, want %d", i, n, want)
+			}
+		}
+	})
 	t.Run("T-049 ticket keys are not shared between gateways", func(t *testing.T) {
 		b := newBench(t, Settings{})
 		s := newChanging(b.root.Leaf(t, []string{mx}))

@@ -236,6 +236,7 @@ type rules struct {
 	helpers  []*x509.Certificate
 	crls     revocations
 	sessions tls.ClientSessionCache
+	fresh    *memory // keys of sessions, for sessionLife
 }
 
 // readRules reads what s names.
@@ -249,7 +250,7 @@ func (u *Unwrapper) readRules(s Settings) (*rules, error) {
 	if s.MinRsaBits == 0 {
 		s.MinRsaBits = 2048
 	}
-	r := &rules{Settings: s, roots: u.givenCAs, sessions: tls.NewLRUClientSessionCache(maxSessions)}
+	r := &rules{Settings: s, roots: u.givenCAs, sessions: tls.NewLRUClientSessionCache(maxSessions), fresh: newMemory(maxSessions)}
 	var err error
 	if r.parsed, err = s.parse(); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ package smtp
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -204,10 +205,10 @@ func (p *side) dialogue(steps ...string) error {
 
 // tlsServer is a mail server that notes what it is told, and how.
 type tlsServer struct {
-	implicit bool
-	keywords []string
-	plain    bool                          // does not offer STARTTLS
-	odd      func(net.Conn, *bufio.Reader) // serves the second connection
+	implicit   bool
+	mechanisms string                        // of AUTH, if other than PLAIN
+	plain      bool                          // does not offer STARTTLS
+	odd        func(net.Conn, *bufio.Reader) // serves the second connection
 
 	mu     sync.Mutex
 	cfg    *tls.Config
@@ -215,6 +216,7 @@ type tlsServer struct {
 	inside []string // lines within TLS
 	names  []string // that were asked for in hellos
 	conns  int
+	stored []string // contents
 	hellos []*tls.ClientHelloInfo
 }
 
@@ -290,7 +292,7 @@ func (s *tlsServer) serve(c net.Conn) {
 		verb, _, _ := strings.Cut(strings.ToUpper(strings.TrimSpace(l)), " ")
 		switch verb {
 		case "EHLO":
-			lines := append([]string{"mx.example", "AUTH PLAIN"}, s.keywords...)
+			lines := []string{"mx.example", "AUTH " + cmp.Or(s.mechanisms, "PLAIN")}
 			if !secure && !s.plain {
 				lines = append(lines, "STARTTLS")
 			}
@@ -304,11 +306,16 @@ func (s *tlsServer) serve(c net.Conn) {
 			io.WriteString(c, "235 welcome\r\n")
 		case "DATA":
 			io.WriteString(c, "354 go\r\n")
+			content := ""
 			for l != ".\r\n" {
 				if l, err = br.ReadString('\n'); err != nil {
 					return
 				}
+				content += l
 			}
+			s.mu.Lock()
+			s.stored = append(s.stored, content)
+			s.mu.Unlock()
 			io.WriteString(c, "250 stored\r\n")
 		case "QUIT":
 			io.WriteString(c, "221 bye\r\n")
@@ -333,4 +340,16 @@ func (d *tlsDoor) count(name string) (n int) {
 		}
 	}
 	return n
+}
+
+// teed keeps a copy of what is read.
+type teed struct {
+	net.Conn
+	copy io.Writer
+}
+
+func (c *teed) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.copy.Write(p[:n])
+	return n, err
 }

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/crypto/ocsp"
 
 	"mailweir/inspect/spool"
 	"mailweir/tlsunwrap"
@@ -38,7 +41,7 @@ func ways() []way {
 // handshakes and to clients that resume a session from before, when the certificate was good.
 func TestT082T087(t *testing.T) {
 	t.Parallel()
-	for _, c := range tlstest.BadChains(mxName) {
+	for _, c := range append(tlstest.BadChains(mxName), moreBadChains()...) {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
 			root := tlstest.NewCA(t, "test root")
@@ -57,7 +60,7 @@ func TestT082T087(t *testing.T) {
 						x.whole(d, w)
 					})
 					if i < 3 { // with the policy that the port has by default
-						t.Run(name+" resumed", func(t *testing.T) {
+						t.Run("T-049 T-030 "+name+" after it was good", func(t *testing.T) {
 							d := newTLSDoor(t, w.set, trust).at(w.port, v6)
 							x.resumed(d, w)
 						})
@@ -115,7 +118,7 @@ func (x badServer) whole(d *tlsDoor, w way) {
 	x.turn(d)
 	_, err := d.mail(d.verifying(nil))
 	if w.strict || x.Refuse {
-		refused(d, err, "upstream-cert")
+		refused(d, err, map[bool]string{false: "upstream-cert", true: "own-ca"}[strings.HasPrefix(x.Name, "T-028")])
 		return
 	}
 	// A mirror: whoever verifies has the trouble that there is, and sends nothing.
@@ -129,6 +132,39 @@ func (x badServer) whole(d *tlsDoor, w way) {
 	worked(d, err)
 	if err == nil && !strings.Contains(state.PeerCertificates[0].Issuer.CommonName, "UNTRUSTED") {
 		d.t.Errorf("issued by %v", state.PeerCertificates[0].Issuer)
+	}
+}
+
+// moreBadChains are those that are bad for what came with them, for their issuer, or by their names.
+func moreBadChains() []tlstest.BadChain {
+	named := func(name string) func(testing.TB, *tlstest.Trust) tls.Certificate {
+		return func(t testing.TB, b *tlstest.Trust) tls.Certificate { return b.Root().Leaf(t, []string{name}) }
+	}
+	return []tlstest.BadChain{
+		{Name: "T-026 stapled as revoked", Class: tlstest.ClassIssuer, Make: func(t testing.TB, b *tlstest.Trust) tls.Certificate {
+			c := b.Root().Leaf(t, []string{mxName})
+			now := time.Now()
+			staple, err := ocsp.CreateResponse(b.Root().Cert, b.Root().Cert, ocsp.Response{Status: ocsp.Revoked, ThisUpdate: now.Add(-time.Hour),
+				NextUpdate: now.Add(time.Hour), RevokedAt: now.Add(-2 * time.Hour), SerialNumber: tlstest.Parse(t, c.Certificate[0]).SerialNumber}, b.Root().Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.OCSPStaple = staple
+			return c
+		}},
+		{Name: "T-028 leaf of our own authority", Refuse: true, Make: func(t testing.TB, b *tlstest.Trust) tls.Certificate {
+			a, err := doorAuthority()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := a.Mint(tlstest.Parse(t, b.Root().Leaf(t, []string{mxName}).Certificate[0]), true, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return *c
+		}},
+		{Name: "T-031 wildcard of a part", Class: tlstest.ClassName, Make: named("m*.example")},
+		{Name: "T-031 wildcard of everything", Class: tlstest.ClassName, Make: named("*")},
 	}
 }
 
@@ -147,12 +183,18 @@ func (x badServer) resumed(d *tlsDoor, w way) {
 	x.turn(d)
 	_, err := d.mail(cfg)
 	event := "upstream-cert"
-	if !w.strict {
+	if strings.HasPrefix(x.Name, "T-028") {
+		event = "own-ca"
+	} else if !w.strict {
 		event = "tls-degraded" // refused since it was good once
 	}
-	if x.Refuse {
+	if x.Refuse && event != "own-ca" {
 		event = "" // either
 	}
+	refused(d, err, event)
+	// T-030: a client without a session, and a server that knows of none, while the minted leaf is in the cache.
+	d.server.show(x.bad, func(c *tls.Config) { c.MaxVersion = x.Max; c.SetSessionTicketKeys([][32]byte{{2}}) })
+	_, err = d.mail(d.lenient())
 	refused(d, err, event)
 }
 
