@@ -86,12 +86,12 @@ func (d *Spec) UnmarshalText(text []byte) error {
 	name = strings.TrimSpace(name)
 	if !strings.EqualFold(name, "Auto") {
 		if strings.EqualFold(name, "Manual") {
-			return errors.New("Manual is not supported: the rules are always made by the gateway; " + divertForm)
+			return errors.New("the form Manual is not supported: the rules are always made by the gateway; " + divertForm)
 		}
 		return fmt.Errorf("%q is neither Off nor Auto(…); %s", name, divertForm)
 	}
 	if !ok {
-		return errors.New("Auto needs arguments in parentheses; " + divertForm)
+		return errors.New("after Auto, arguments in parentheses are missing; " + divertForm)
 	}
 	args, rest, ok := strings.Cut(args, ")")
 	if !ok {

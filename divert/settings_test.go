@@ -10,8 +10,8 @@ func TestSpecBad(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"", "empty; write Off or Auto(interface:eth0 protected:25,587)"},
 		{"On", `"On" is neither Off nor Auto(…); write Off or Auto(interface:eth0 protected:25,587)`},
-		{"Manual(client_port:1)", "Manual is not supported: the rules are always made by the gateway; write Off or Auto(interface:eth0 protected:25,587)"},
-		{"Auto", "Auto needs arguments in parentheses; write Off or Auto(interface:eth0 protected:25,587)"},
+		{"Manual(client_port:1)", "the form Manual is not supported: the rules are always made by the gateway; write Off or Auto(interface:eth0 protected:25,587)"},
+		{"Auto", "after Auto, arguments in parentheses are missing; write Off or Auto(interface:eth0 protected:25,587)"},
 		{"Auto(interface:eth0 protected:25", `closing parenthesis is missing after "Auto(interface:eth0 protected:25"`},
 		{"Auto(interface:eth0 protected:25))", `unexpected ")" after the closing parenthesis; separate several values by commas`},
 		{"Auto(interface:eth0 protected:25) x", `unexpected "x" after the closing parenthesis; separate several values by commas`},

@@ -52,7 +52,7 @@ func Reset(c net.Conn) {
 	for b := c; b != nil; {
 		if t, ok := b.(interface{ SetLinger(int) error }); ok {
 			t.SetLinger(0)
-			b.(net.Conn).Close()
+			b.Close()
 			break
 		}
 		n, ok := b.(interface{ NetConn() net.Conn })

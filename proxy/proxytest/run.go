@@ -562,8 +562,8 @@ func (p *peer) step(s *step, d time.Duration) error {
 		return p.block(s)
 	case "silent":
 		p.conn.SetReadDeadline(time.Now().Add(s.d))
-		if b, err := p.br.Peek(1); err == nil {
-			b, _ = p.br.Peek(p.br.Buffered())
+		if _, err := p.br.Peek(1); err == nil {
+			b, _ := p.br.Peek(p.br.Buffered())
 			return fmt.Errorf("%s is sent %q", p.name, short(string(b)))
 		} else if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("%s: connection ended: %v", p.name, err)
@@ -608,11 +608,11 @@ func (p *peer) block(s *step) error {
 
 // end expects the end of the connection.
 func (p *peer) end(how string) error {
-	b, err := p.br.Peek(1)
+	_, err := p.br.Peek(1)
 	reset := errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 	switch {
 	case err == nil:
-		b, _ = p.br.Peek(p.br.Buffered())
+		b, _ := p.br.Peek(p.br.Buffered())
 		return fmt.Errorf("  - want the end of the connection\n  + got  %q", short(string(b)))
 	case how == "eof" && err == io.EOF, how == "reset" && reset, how == "gone" && (reset || err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)):
 		return nil

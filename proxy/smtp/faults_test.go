@@ -254,7 +254,7 @@ func TestFaults(t *testing.T) {
 		h := newHarness(t, nil)
 		h.greet()
 		h.content()
-		go h.c.send(strings.Repeat(strings.Repeat("x", 998)+"\r\n", 20000) + ".\r\n")
+		go io.WriteString(h.c.Conn, strings.Repeat(strings.Repeat("x", 998)+"\r\n", 20000)+".\r\n")
 		h.s.wantLine("DATA")
 		h.s.say("354 go")
 		io.CopyN(io.Discard, h.s.br, 10<<10)
