@@ -16,7 +16,7 @@ const (
 
 // starters are the packages that may start goroutines; each waits for those it started.
 func starters() []string {
-	return []string{"proxy", "proxy/smtp", "proxy/proxytest", "inspect/maild", "divert", "cmd/internal/control",
+	return []string{"proxy", "proxy/smtp", "proxy/pop3", "proxy/imap", "proxy/proxytest", "inspect/maild", "divert", "cmd/internal/control",
 		"cmd/internal/gateway", "cmd/mailweir", "scripts/..."}
 }
 

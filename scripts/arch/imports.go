@@ -16,12 +16,12 @@ func floors() []struct {
 		floor int
 		names []string
 	}{
-		{0, []string{"inspect", "proxy/dot", "proxy/smtpwire", "certs", "certs/trust", "divert"}},
+		{0, []string{"inspect", "proxy/dot", "proxy/smtpwire", "proxy/imapwire", "proxy/sasl", "certs", "certs/trust", "divert"}},
 		{10, []string{"inspect/spool", "inspect/mimetree", "inspect/unpack", "inspect/engine/builtin",
 			"inspect/engine/clamd", "inspect/quarantine", "tlsunwrap", "proxy"}},
 		{20, []string{"inspect/repack", "inspect/inspecttest", "proxy/proxytest", "tlsunwrap/tlstest"}},
 		{25, []string{"inspect/maild"}},
-		{30, []string{"proxy/smtp"}},
+		{30, []string{"proxy/smtp", "proxy/pop3", "proxy/imap"}},
 		{40, []string{"cmd/internal/config"}},
 		{42, []string{"cmd/internal/control"}},
 		{45, []string{"cmd/internal/gateway", "scripts/lab/corpus"}},
