@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf16"
@@ -165,6 +166,10 @@ func TestEvasions(t *testing.T) {
 		{"a part in the preamble", strings.Replace(parts(entity("Content-Type: text/plain", "hello")), "\r\n\r\n--outer", "\r\n\r\n--pre\r\n"+entity(attached, b64(packed))+"\r\n--pre--\r\n\r\n--outer", 1)},
 		{"gzip as the encoding", parts(entity("Content-Type: application/octet-stream; name=x.zip\nContent-Transfer-Encoding: x-gzip", gz(packed)))},
 		{"signed data", parts(entity("Content-Type: application/pkcs7-mime; name=smime.p7m\nContent-Transfer-Encoding: base64", b64("0\x80\x06\x09*\x86H\x86\xf7\r\x01\x07\x02\xa0\x80"+"From: a@example.org\r\nSubject: x\r\n\r\n"+eicar)))},
+		{"behind ten thousand parts", parts(append(slices.Repeat([]string{"\r\nx"}, 25_000), entity(attached, b64(packed)))...)},
+		{"behind ten thousand parts of a message within", parts(append(slices.Repeat([]string{"\r\nx"}, 9_990), entity("Content-Type: message/rfc822", strings.ReplaceAll(parts(append(slices.Repeat([]string{"\r\nx"}, 15_000), entity(attached, b64(packed)))...), "outer", "inner")))...)},
+		{"under the last of many types", strings.Replace(parts(entity(attached, b64(packed))), "Content-Type: multipart", strings.Repeat("Content-Type: text/plain\r\n", 20)+"Content-Type: multipart", 1)},
+		{"behind many parts with two types", parts(append(slices.Repeat([]string{"Content-Type: multipart/mixed; boundary=a; boundary=b\r\n\r\n--a\r\n\r\nx"}, 80), entity("Content-Type: text/plain\nContent-Type: multipart/mixed; boundary=in", "--in\r\n"+entity(attached, b64(packed))+"\r\n--in--\r\n"))...)},
 		{"a name alone makes a message of it", parts(entity("Content-Type: application/octet-stream; name=\"a.EML \"\nContent-Transfer-Encoding: base64", b64(mail)))},
 		{"a type with a comment makes a message of it", parts(entity("Content-Type: message/(x)rfc822\nContent-Transfer-Encoding: base64", b64(mail)))},
 	} {

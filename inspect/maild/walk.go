@@ -18,8 +18,9 @@ func (j *judge) walk(tree *mimetree.Part, body inspect.Body, prefix string, mess
 		part     *mimetree.Part
 		owner    *mimetree.Part // in another reading: the part that it is a reading of
 		messages int
+		rest     bool // no part of the tree that can be repacked
 	}
-	todo := []step{{tree, nil, messages}}
+	todo := []step{{part: tree, messages: messages}}
 	for len(todo) > 0 && j.onTime(prefix) && !j.done() {
 		s := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
@@ -29,15 +30,22 @@ func (j *judge) walk(tree *mimetree.Part, body inspect.Body, prefix string, mess
 			if s.owner != nil {
 				j.part = s.owner
 			}
+			if s.rest {
+				j.part = nil
+			}
 		}
 		path := prefix + p.Path
+		if p.Kind == mimetree.Rest { // more parts than are held at once: a limit for memory, not for what is looked at
+			todo = append(todo, step{part: mimetree.ParseRest(p, body, body.Size(), mimetree.Limits{}), messages: messages, rest: true})
+			continue
+		}
 		j.safely(path, func() { j.visit(p, body, prefix, path, s.messages) })
 		for _, o := range slices.Backward(p.Others) {
 			owner := s.owner
 			if owner == nil {
 				owner = p
 			}
-			todo = append(todo, step{o, owner, s.messages})
+			todo = append(todo, step{o, owner, s.messages, s.rest})
 		}
 		inside := s.messages
 		if p.Kind == mimetree.Message {
@@ -47,7 +55,7 @@ func (j *judge) walk(tree *mimetree.Part, body inspect.Body, prefix string, mess
 			}
 		}
 		for _, c := range slices.Backward(p.Children) {
-			todo = append(todo, step{c, s.owner, inside})
+			todo = append(todo, step{c, s.owner, inside, s.rest})
 		}
 	}
 }

@@ -103,9 +103,9 @@ func (p *parser) types(part *Part) (out []mediaType) {
 			if f.Doubtful != doubtful || !sameName(f.Name, "content-type") {
 				continue
 			}
-			if len(out) >= maxReadings {
+			if len(out) >= maxReadings { // programs take the first or the last
 				part.odd(OddTooManyReadings)
-				return out
+				out = slices.Delete(out, maxReadings/2, maxReadings/2+1)
 			}
 			typ, params, ok := parseField(f.Value, p.lim.MaxParams)
 			if !ok {

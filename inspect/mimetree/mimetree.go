@@ -95,6 +95,9 @@ type Part struct {
 	Children []*Part
 	Others   []*Part  // the same octets in other readings
 	Odd      []string // see the Odd constants
+
+	loose  bool // read with delimiters that have something behind them
+	around bool // stands for what a Rest lies in: its other readings were made when it was read itself
 }
 
 // Names in Part.Odd.
@@ -195,6 +198,42 @@ func (b *Buffers) ParseDecoded(part *Part, decoded io.ReaderAt, size int64, lim 
 		top.Encoding, top.Encodings = "binary", []string{"binary"}
 		p.walk(top, size, true)
 	}
+	p.readings(top)
+	return top
+}
+
+// ParseRest goes on where Parse has stopped because of MaxParts: rest is a part of the kind Rest in a tree over body. The
+// result is a tree of its own, whose top stands for what rest lies in; it may end in a Rest again.
+func ParseRest(rest *Part, body io.ReaderAt, size int64, lim Limits) *Part {
+	p := newParser(body, size, lim)
+	w := &walker{parser: p, byKey: map[string]int{}, limit: rest.End}
+	var around []*Part
+	for a := rest.Parent; a != nil; a = a.Parent {
+		around = append(around, a)
+	}
+	slices.Reverse(around)
+	var top, last *Part
+	for _, a := range around {
+		p.loose = p.loose || a.loose
+		x := &Part{loose: a.loose, around: true, Kind: a.Kind, Path: a.Path + "~rest", Parent: last, Type: a.Type, Params: a.Params, Boundary: a.Boundary,
+			Encoding: "binary", Encodings: []string{"binary"}, Start: rest.Start, HeaderEnd: rest.Start, BodyStart: rest.Start, End: rest.End}
+		if last == nil {
+			top = x
+		} else {
+			last.Children = append(last.Children, x)
+		}
+		f := frame{part: x, text: -1, started: true}
+		if x.Kind == Multipart {
+			f.boundary = x.Boundary
+		}
+		w.push(f)
+		last = x
+	}
+	if top == nil { // a broken caller
+		return &Part{Kind: Rest, Start: rest.Start, End: rest.End}
+	}
+	w.run(w.newPart(last, rest.Start), 1, false)
+	p.loose = false
 	p.readings(top)
 	return top
 }

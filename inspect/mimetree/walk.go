@@ -3,6 +3,7 @@ package mimetree
 import (
 	"bytes"
 	"io"
+	"slices"
 	"strconv"
 )
 
@@ -25,6 +26,9 @@ type parser struct {
 	waiting     []reading
 	loose       bool // of the reading that is being made
 }
+
+// maxAllReadings is how many other readings all entities together may have.
+const maxAllReadings = 1000
 
 // reading is a way to read the octets of a part that differs from the one that stands in the tree.
 type reading struct {
@@ -66,8 +70,13 @@ type walker struct {
 // walk reads top, whose octets end at limit. With known, its header has been read already.
 func (p *parser) walk(top *Part, limit int64, known bool) {
 	w := &walker{parser: p, byKey: map[string]int{}, limit: limit, base: top.depth()}
-	n := 1
-	for cur := top; cur != nil; known = false {
+	w.run(top, 1, known)
+}
+
+// run reads cur, the n-th of its siblings, and everything behind it.
+func (w *walker) run(cur *Part, n int, known bool) {
+	p := w.parser
+	for ; cur != nil; known = false {
 		if !known {
 			w.header(cur)
 			p.classify(cur, w.base+len(w.stack))
@@ -354,10 +363,11 @@ func (w *walker) junk(d delimiter, line []byte) (delimiter, bool) {
 		if !ok || len(rest) == 0 {
 			continue
 		}
+		known := slices.Contains(f.part.Odd, OddDelimiterJunk)
 		f.part.odd(OddDelimiterJunk)
-		if !w.loose {
+		if !w.loose && !known {
 			w.wait(reading{part: f.part, typ: f.part.Type, boundary: f.boundary, loose: true})
-		} else if !found || len(f.boundary) > len(w.stack[d.frame].boundary) {
+		} else if w.loose && !found || w.loose && len(f.boundary) > len(w.stack[d.frame].boundary) {
 			d.frame, d.closing, found = i, bytes.HasPrefix(rest, []byte("--")), true
 		}
 	}
@@ -366,6 +376,10 @@ func (w *walker) junk(d delimiter, line []byte) (delimiter, bool) {
 
 // wait remembers another reading of a part until the part's end is known.
 func (p *parser) wait(r reading) {
+	if r.part.around {
+		r.part.odd(OddTooManyReadings)
+		return
+	}
 	n := 0
 	for i := range p.waiting {
 		if p.waiting[i].part == r.part {
@@ -379,7 +393,7 @@ func (p *parser) wait(r reading) {
 			return
 		}
 	}
-	if len(p.waiting) >= 64 {
+	if len(p.waiting) >= maxAllReadings {
 		r.part.odd(OddTooManyReadings)
 		return
 	}
@@ -389,10 +403,12 @@ func (p *parser) wait(r reading) {
 // readings makes the trees of the other readings, and of theirs, as far as the budget goes.
 func (p *parser) readings(root *Part) {
 	budget := p.w.walked + 8*p.w.size + 1<<20
+	p.lim.MaxParts += p.parts // they have as many of their own
+	p.full = false
 	for made := 0; len(p.waiting) > 0; made++ {
 		r := p.waiting[0]
 		p.waiting = p.waiting[1:]
-		if made >= 64 || p.w.walked+(r.part.End-r.part.Start) > budget || p.parts >= p.lim.MaxParts {
+		if made >= maxAllReadings || p.w.walked+(r.part.End-r.part.Start) > budget || p.parts >= p.lim.MaxParts {
 			root.odd(OddTooManyReadings)
 			return
 		}
@@ -427,6 +443,7 @@ func (p *parser) other(r reading) {
 		p.kind(x, old.depth())
 	}
 	old.Others = append(old.Others, x)
+	x.loose = r.loose
 	x.Path = old.Path + "~" + strconv.Itoa(len(old.Others))
 	p.loose = r.loose
 	p.walk(x, old.End, true)
