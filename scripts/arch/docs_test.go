@@ -100,3 +100,17 @@ func TestDocsGuideIsWhole(t *testing.T) {
 		}
 	}
 }
+
+// TestDocsDependencies finds direct dependencies for which docs/design has no line of argument.
+func TestDocsDependencies(t *testing.T) {
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := pages(t)["docs/design/000-dependencies.md"]
+	for _, m := range regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(string(mod), -1) {
+		if !strings.Contains(page, "`"+m[1]+"`") {
+			t.Errorf("docs/design/000-dependencies.md has no line for %s", m[1])
+		}
+	}
+}
