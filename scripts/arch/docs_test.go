@@ -53,7 +53,8 @@ func TestDocsLinks(t *testing.T) {
 			}
 		}
 		for _, m := range named.FindAllStringSubmatch(prose, -1) {
-			if strings.ContainsAny(m[1], "*…") || m[1] == "docs/conformance.md" { // made by scripts/test
+			_, planned := floorOf(m[1])                   // a package may have its floor before it is there
+			if planned || m[1] == "docs/conformance.md" { // made by scripts/test
 				continue
 			}
 			if _, err := os.Stat(filepath.Join("../..", m[1])); err != nil {
