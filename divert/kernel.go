@@ -62,6 +62,15 @@ func (t iifname) exprs(r *rendering) { r.name(expr.MetaKeyIIFNAME, t.name) }
 func (t oifname) exprs(r *rendering) { r.name(expr.MetaKeyOIFNAME, t.name) }
 func (isTCP) exprs(r *rendering)     { r.onTCP() }
 
+func (t isICMP) exprs(r *rendering) {
+	proto := byte(unix.IPPROTO_ICMP)
+	if t.v == 6 {
+		proto = unix.IPPROTO_ICMPV6
+	}
+	r.add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1})
+	r.equal([]byte{proto})
+}
+
 func (r *rendering) port(offset uint32, list []uint16) {
 	r.onTCP()
 	r.add(&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2})

@@ -84,6 +84,7 @@ type (
 	iifname  struct{ name string }
 	oifname  struct{ name string }
 	isTCP    struct{}
+	isICMP   struct{ v int } // an error message about one of our connections, among others
 	ports    struct{ list []uint16 } // destination
 	fromPort struct{ list []uint16 }
 	syn      struct{} // opens a connection: SYN without ACK
@@ -319,6 +320,11 @@ func (w *wanted) established() []Rule {
 		return Rule{[]term{isTCP{}, transparent{}, socketMark{m}, setMark{m}, accept{}}, ""}
 	}
 	rules := []Rule{ours(w.marks.client), ours(w.marks.server)}
+	// A router that cannot reach the server says so to the client's address, which is what we connect from: without
+	// these the gateway would never hear of it, and the client would wait where it ought to see a reset (G-17).
+	for _, v := range w.families {
+		rules = append(rules, Rule{[]term{family{v}, isICMP{v}, transparent{}, socketMark{w.marks.server}, setMark{w.marks.server}, accept{}}, "errors"})
+	}
 	if list := w.allPorts(); len(list) > 0 {
 		// A connection in TIME_WAIT or SYN_RECV has no mark that nft could read: socketMark{} breaks off for it.
 		rules = append(rules,

@@ -88,6 +88,12 @@ func (t family) text() string  { return fmt.Sprintf("meta nfproto ipv%d", t.v) }
 func (t iifname) text() string { return "iifname " + strconv.Quote(t.name) }
 func (t oifname) text() string { return "oifname " + strconv.Quote(t.name) }
 func (isTCP) text() string     { return "meta l4proto tcp" }
+func (t isICMP) text() string {
+	if t.v == 6 {
+		return "meta l4proto ipv6-icmp"
+	}
+	return "meta l4proto icmp"
+}
 
 func portList(list []uint16) string {
 	if len(list) == 1 {
