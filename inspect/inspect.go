@@ -21,6 +21,7 @@ type Door string
 // The doors that exist. Later issues add to them.
 const (
 	DoorSMTP Door = "smtp"
+	DoorPOP3 Door = "pop3"
 	DoorFile Door = "file" // mailweir scan FILE
 )
 
@@ -64,12 +65,16 @@ func Reader(b Body) *io.SectionReader { return io.NewSectionReader(b, 0, b.Size(
 
 // Message is one message as a door received it.
 type Message struct {
-	ID       string // unique on this gateway, as in events and replies
-	Door     Door
-	Session  Session
-	Envelope Envelope
-	Body     Body   // the content, dot-unstuffed, octet for octet
-	Views    []Body // other readings that a receiver might make of the same wire octets; scanned like Body, never sent
+	ID        string // unique on this gateway, as in events and replies
+	Door      Door
+	Session   Session
+	Envelope  Envelope
+	Body      Body   // the content, dot-unstuffed, octet for octet
+	SizeLimit int64  // the most octets that the next server takes, as far as it is known; 0: no limit. For Modify
+	Views     []Body // other readings that a receiver might make of the same wire octets; scanned like Body, never sent
+
+	// Findings are what the door has noticed on the wire, where the scanner cannot look. They are weighed like its own.
+	Findings []Finding
 }
 
 // Scanner judges messages.

@@ -146,6 +146,9 @@ type lines struct {
 	in  []byte
 	out []byte
 	any bool
+
+	room    int64 // octets that may be written; 0: no limit
+	written int64
 }
 
 const perLine = 57
@@ -179,6 +182,9 @@ func (l *lines) flush() error {
 		l.out = base64.StdEncoding.AppendEncode(l.out, line)
 	}
 	l.in = l.in[:0]
+	if l.written += int64(len(l.out)); l.room > 0 && l.written > l.room {
+		return errSize
+	}
 	_, err := l.w.Write(l.out)
 	return err
 }

@@ -5,7 +5,9 @@
 // anew. Where the message can be read in one way only, each infected part becomes a notice under the same part number.
 // Where it cannot, where the part is inside of something signed, or where the settings say so, the whole message
 // becomes a notice with the original as a file in the archive; its header stays, octet for octet, except for what
-// describes the old content and what is not a proper header field.
+// describes the old content and what is not a proper header field. Where the result would be longer than the next server
+// takes (inspect.Message.SizeLimit), the archive is left out if the original is in the quarantine; a notice alone in
+// place of the message is the last form.
 //
 // What is written is normal: CRLF, 7 bits, lines of at most 76 characters, one reading, which is verified before the
 // edits are handed out. The same message and settings give the same octets. Big parts go through the spool; memory does
@@ -71,8 +73,10 @@ type BadPart struct {
 	Findings []inspect.Finding
 }
 
-// errCheck says that our own output did not pass the check.
-var errCheck = errors.New("check repacked message")
+var (
+	errCheck = errors.New("check repacked message")           // our own output did not pass the check
+	errSize  = errors.New("the repacked message is too long") // for the server that is to take it
+)
 
 // Repack returns what to change in m, whose tree is tree, so that nothing of bad is left. The function releases what the
 // edits hold; it is nil when there is an error. quarantineID, when not empty, is shown in the notice.
@@ -88,22 +92,50 @@ func (r *Repacker) Repack(ctx context.Context, m *inspect.Message, tree *mimetre
 	if err := j.identify(); err != nil {
 		return nil, nil, err
 	}
-	for _, whole := range []bool{false, true} {
-		if !whole && (r.cfg.RepackForm == "Message" || !j.inPlace()) {
-			continue
-		}
-		if err = j.make(whole); err == nil {
+	if err := j.ladder(); err != nil {
+		return nil, nil, fmt.Errorf("repack message: %w", err)
+	}
+	return &inspect.Edits{List: j.edits}, j.close, nil
+}
+
+// ladder tries one form after another, from the one that keeps most of the message to a notice alone.
+func (j *job) ladder() error {
+	whole, bare := j.r.cfg.RepackForm == "Message" || !j.inPlace(), false
+	for {
+		err := j.make(whole, bare)
+		if err == nil {
 			err = j.check(whole)
 		}
 		if err == nil {
-			return &inspect.Edits{List: j.edits}, j.close, nil
+			err = j.fits()
+		}
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errCheck) && !whole:
+			whole = true
+		case errors.Is(err, errSize) && !bare && j.quarantineID != "":
+			bare = true // nothing is lost: the original is in the quarantine
+		case errors.Is(err, errSize) && !whole:
+			whole = true // what is left of the message is too large as well
+		default:
+			j.close()
+			return err
 		}
 		j.close()
-		if !errors.Is(err, errCheck) {
-			break
-		}
 	}
-	return nil, nil, fmt.Errorf("repack message: %w", err)
+}
+
+// fits says whether the next server takes the result. The door may add a line end.
+func (j *job) fits() error {
+	_, size, err := (&inspect.Edits{List: j.edits}).Apply(j.m.Body)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errCheck, err)
+	}
+	if limit := j.m.SizeLimit; limit > 0 && size+2 > limit {
+		return fmt.Errorf("%w: %d octets, the server takes %d", errSize, size, limit)
+	}
+	return nil
 }
 
 // job is one message being repacked.
@@ -173,9 +205,9 @@ func (j *job) inPlace() bool {
 	return true
 }
 
-// make fills in the edits.
-func (j *job) make(whole bool) error {
-	j.notice.Whole = whole
+// make fills in the edits; bare leaves the archive out.
+func (j *job) make(whole, bare bool) error {
+	j.notice.Whole, j.notice.Archive = whole, archiveName
 	j.sums = map[[32]byte]bool{}
 	var files []file
 	var parts []BadPart
@@ -189,8 +221,11 @@ func (j *job) make(whole bool) error {
 			return err
 		}
 	}
-	arch, err := j.archive(files)
-	if err != nil {
+	var arch inspect.Body
+	var err error
+	if bare {
+		j.notice.Archive = ""
+	} else if arch, err = j.archive(files); err != nil {
 		return err
 	}
 	switch {
@@ -292,6 +327,9 @@ func (j *job) archive(files []file) (inspect.Body, error) {
 	limit := j.r.cfg.RepackMaxArchive
 	if j.quarantineID == "" {
 		limit = 0
+	}
+	if server := j.m.SizeLimit; server > 0 { // more than that need not be made
+		l.room = server
 	}
 	err := archive(j.ctx, &bounded{w: l, left: limit, none: limit <= 0}, j.r.cfg.Spool, files, j.r.cfg.RepackPassword.For(j.id))
 	if errors.Is(err, errBounded) {

@@ -20,6 +20,7 @@ type message struct {
 	missing []int64 // for dot.Writer; nil after BDAT
 	chunked bool    // came by BDAT and goes by BDAT
 	size    int64   // declared
+	grown   bool    // modified to more than was declared
 	subject string
 	odd     string // why it is refused before anybody judges it
 	refusal []byte
@@ -136,6 +137,12 @@ func (s *session) newMessage(tx *transaction, body *spool.File) *message {
 		},
 		Envelope: inspect.Envelope{From: tx.from, To: tx.to},
 		Body:     body,
+		// What a modified form must keep to: the server's limit, and what was declared once the server has turned out
+		// to insist on that (S-202, S-203).
+		SizeLimit: s.caps.serverSize,
+	}
+	if s.insists && tx.size > 0 && (m.SizeLimit == 0 || tx.size < m.SizeLimit) {
+		m.SizeLimit = tx.size
 	}
 	return m
 }

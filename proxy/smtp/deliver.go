@@ -39,7 +39,7 @@ func (s *session) deliverModified(m *message, v *inspect.Verdict) error {
 		return s.refuse(m, "modified-too-large", &inspect.Verdict{Action: inspect.Reject, Findings: v.Findings, Quarantine: v.Quarantine},
 			s.reply(550, "5.7.1", "Message refused by policy "+m.ID))
 	}
-	m.missing = nil
+	m.missing, m.grown = nil, m.size > 0 && form.Size() > m.size
 	return s.deliver(m, v, form)
 }
 
@@ -256,6 +256,7 @@ func (s *session) noteOutcome(m *message, v *inspect.Verdict, finals []smtpwire.
 	accepted := false
 	for _, f := range finals {
 		accepted = accepted || f.Positive()
+		s.insists = s.insists || m.grown && f.Code == 552 // RFC 1870 §6.3; most servers take "somewhat" more than declared
 	}
 	if !accepted {
 		action, reason = "Refused", "server"

@@ -97,6 +97,7 @@ type session struct {
 	opening   time.Duration // limit for the first octets, on ports where TLS starts at once
 	auth      authExchange
 	messages  int
+	insists   bool   // the server has refused a message for being longer than declared
 	asking    bool   // the server waits for content (DataMode AskFirst)
 	abandon   bool   // nothing more may be said to the server
 	resetOut  bool   // the client is to see a reset
