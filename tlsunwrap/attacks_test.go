@@ -218,7 +218,7 @@ func TestT085Raw(t *testing.T) {
 		b := newBench(t, Settings{})
 		var answer []byte
 		b.run(flow{server: echo(serverConfig(b.root.Leaf(t, []string{mx}))), client: func(conn net.Conn) error {
-			// RFC 6520 §4: a request that says it has 16 KiB and has none.
+			// A heartbeat request that says it has 16 KiB and has none.
 			conn.Write([]byte{24, 3, 3, 0, 3, 1, 0x40, 0})
 			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 			answer, _ = io.ReadAll(conn)

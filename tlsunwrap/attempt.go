@@ -107,7 +107,7 @@ func (a *attempt) bypass(chi *tls.ClientHelloInfo) string {
 			return "TlsBypass " + t.text
 		}
 		// The name is the client's word. It counts only for a server that holds a valid certificate of that name.
-		if t.matchName(a.r, a.sni) && (a.u.verified.has(a.destination(), a.u.now()) || a.probe(chi)) {
+		if t.matchName(a.r, a.sni) && (a.rules.verified.has(a.destination(), a.u.now()) || a.probe(chi)) {
 			return "TlsBypass " + t.text
 		}
 	}
@@ -138,7 +138,7 @@ func (a *attempt) probe(chi *tls.ClientHelloInfo) bool {
 	if t.HandshakeContext(ctx) != nil || !good {
 		return false
 	}
-	a.u.verified.add(a.destination(), a.u.now(), nameBypassLife)
+	a.rules.verified.add(a.destination(), a.u.now(), nameBypassLife)
 	return true
 }
 

@@ -178,6 +178,14 @@ func TestT071(t *testing.T) {
 		if out.session.Info.Tunnel {
 			t.Error("another address was let through")
 		}
+		if err := b.u.Reload(b.cfg.Settings); err != nil {
+			t.Fatal(err)
+		}
+		out = b.run(flow{server: echo(cfg), client: b.talk()})
+		fine(t, out)
+		if out.session.Info.Tunnel {
+			t.Error("let through for what was verified by the rules before")
+		}
 	})
 }
 

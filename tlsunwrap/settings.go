@@ -237,6 +237,7 @@ type rules struct {
 	crls     revocations
 	sessions tls.ClientSessionCache
 	fresh    *memory // keys of sessions, for sessionLife
+	verified *memory // server addresses and names, for nameBypassLife
 }
 
 // readRules reads what s names.
@@ -250,7 +251,7 @@ func (u *Unwrapper) readRules(s Settings) (*rules, error) {
 	if s.MinRsaBits == 0 {
 		s.MinRsaBits = 2048
 	}
-	r := &rules{Settings: s, roots: u.givenCAs, sessions: tls.NewLRUClientSessionCache(maxSessions), fresh: newMemory(maxSessions)}
+	r := &rules{Settings: s, roots: u.givenCAs, sessions: tls.NewLRUClientSessionCache(maxSessions), fresh: newMemory(maxSessions), verified: newMemory(maxVerified)}
 	var err error
 	if r.parsed, err = s.parse(); err != nil {
 		return nil, err

@@ -58,7 +58,6 @@ type Unwrapper struct {
 	rules    atomic.Pointer[rules] // replaced by Reload
 	tickets  tickets
 	distrust *distrust // clients that refuse our certificates
-	verified *memory   // server addresses and names that were verified a short while ago
 	history  *history
 	stats    counters
 }
@@ -111,7 +110,6 @@ func New(c Config) (*Unwrapper, error) {
 	u := &Unwrapper{
 		minter: c.Minter, own: c.OwnCAs, givenCAs: c.Roots, log: c.Log, events: c.Events, now: c.Now,
 		distrust: newDistrust(),
-		verified: newMemory(maxVerified),
 	}
 	if u.log == nil {
 		u.log = slog.New(slog.DiscardHandler)
@@ -139,7 +137,7 @@ func (u *Unwrapper) Reload(s Settings) error {
 	if err != nil {
 		return fmt.Errorf("read tls settings: %w", err)
 	}
-	u.rules.Store(r) // and with it an empty cache of sessions: what was verified by the old rules is verified anew
+	u.rules.Store(r) // and with it empty memories: what was verified by the old rules is verified anew
 	return nil
 }
 

@@ -223,7 +223,7 @@ func (a *attempt) judge(cs tls.ConnectionState) verdict {
 			}
 		}
 		if a.sni != "" {
-			u.verified.add(key, now, nameBypassLife)
+			a.rules.verified.add(key, now, nameBypassLife)
 		} else {
 			v.reason = "no server name asked for: the chain was verified, the name could not be"
 		}

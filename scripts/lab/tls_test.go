@@ -175,8 +175,10 @@ func TestTLSPrograms(t *testing.T) {
 	t.Run("S-073 RequireTls: a server that has lost STARTTLS gets neither mail nor password", func(t *testing.T) {
 		s := serveTLS(t, l, ca.Leaf(t, []string{ServerName}), true)
 		defer s.Close()
-		if out, err := g.Command(ctx, "cfset", "Smtp.RequireTls", ServerIP4, ServerIP6); err != nil {
-			t.Fatal(err, out)
+		for _, ip := range []string{ServerIP4, ServerIP6} {
+			if out, err := g.Command(ctx, "cfset", "Smtp.RequireTls", "-a", ip); err != nil {
+				t.Fatal(err, out)
+			}
 		}
 		for _, ip := range []string{ServerIP4, ServerIP6} {
 			out, err := send(t, "swaks", []string{"swaks", "--server", ip, "--port", "587", "--from", "a@b.example", "--to", "b@server.example", "--timeout", "20s"})
@@ -207,7 +209,7 @@ func TestTLSPostfix(t *testing.T) {
 		{"encrypt", "smtp_tls_security_level = encrypt", good, true, "TLS connection established"},
 		{"verify", "smtp_tls_security_level = verify\nsmtp_tls_verify_cert_match = " + ServerName, good, true, "Verified TLS connection established"},
 		{"S-069 T-010 may, self-signed", "smtp_tls_security_level = may", selfSigned(t, ServerName), true, "Untrusted TLS connection established"},
-		{"S-069 T-010 verify, self-signed", "smtp_tls_security_level = verify\nsmtp_tls_verify_cert_match = " + ServerName, selfSigned(t, ServerName), false, "Server certificate not trusted"},
+		{"S-069 T-010 verify, self-signed", "smtp_tls_security_level = verify\nsmtp_tls_verify_cert_match = " + ServerName, selfSigned(t, ServerName), false, "Server certificate not verified"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if strings.Contains(c.name, "self-signed") { // the gateway remembers that this destination was good
@@ -340,9 +342,10 @@ func TestT046T081Binary(t *testing.T) {
 	}
 }
 
-// TestIdleTLS measures what an idle session with TLS on both legs costs, and that nothing is left of it.
+// TestIdleTLS measures what an idle session with TLS on both legs costs, and that nothing is left of it. About half of
+// what is measured is garbage of the handshakes that the next collections take; the limit is for gross mistakes.
 func TestIdleTLS(t *testing.T) {
-	const sessions, limit = 400, 64 << 10
+	const sessions, limit = 400, 96 << 10
 	l, ctx := newLab(t)
 	pki := newPKI(t, l)
 	sink := &Sink{TLS: pki.Server}
