@@ -38,7 +38,7 @@ func ways() []way {
 }
 
 // TestT082T087 has a server show every bad certificate, on every port that the door serves, over IPv4 and IPv6, in whole
-// handshakes and to clients that resume a session from before, when the certificate was good.
+// handshakes and to clients that resume a session from before, when the certificate was good (one family a port).
 func TestT082T087(t *testing.T) {
 	t.Parallel()
 	for _, c := range append(tlstest.BadChains(mxName), moreBadChains()...) {
@@ -59,7 +59,7 @@ func TestT082T087(t *testing.T) {
 						d := newTLSDoor(t, w.set, trust).at(w.port, v6)
 						x.whole(d, w)
 					})
-					if i < 3 { // with the policy that the port has by default
+					if i < 3 && v6 == (i == 1) { // with the policy that the port has by default
 						t.Run("T-049 T-030 "+name+" after it was good", func(t *testing.T) {
 							d := newTLSDoor(t, w.set, trust).at(w.port, v6)
 							x.resumed(d, w)
