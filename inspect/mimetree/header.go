@@ -184,6 +184,9 @@ func (h *headerReader) split(line []byte) (name string, value []byte, ok bool) {
 	if len(trimmed) < len(raw) {
 		h.part.odd(OddSpaceBeforeColon)
 	}
+	if len(raw) < colon {
+		h.part.odd(OddNulInHeader)
+	}
 	return string(trimmed), line[colon+1:], true
 }
 

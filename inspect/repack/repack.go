@@ -282,8 +282,12 @@ func (j *job) removed(parts []BadPart) (files []file, err error) {
 			f.open = func() io.Reader { return io.NewSectionReader(j.m.Body, p.Start, p.End-p.Start) }
 		}
 		h := sha256.New()
-		if _, err := io.Copy(h, until(j.ctx, f.open())); err != nil {
+		content := f.open()
+		if _, err := io.Copy(h, until(j.ctx, content)); err != nil {
 			return nil, fmt.Errorf("read part %s: %w", p.Path, err)
+		}
+		if d, ok := content.(*mimetree.Decoder); ok && len(d.Dialects()) > 0 {
+			return nil, fmt.Errorf("%w: part %s can be decoded in several ways", errCheck, p.Path)
 		}
 		h.Sum(f.sum[:0])
 		j.sums[f.sum] = true

@@ -194,10 +194,10 @@ func TestSizeLadder(t *testing.T) {
 	})
 }
 
-// TestM105 is the ladder with an attachment of 100 MB, in bounded memory of the spool's.
+// TestM105LargeAttachment is the ladder with an attachment of 100 MB.
 func TestM105LargeAttachment(t *testing.T) {
-	if testing.Short() {
-		t.Skip("100 MB")
+	if testing.Short() || raceEnabled {
+		t.Skip("100 MB take too long")
 	}
 	core, store := withCore(t)
 	h := newHarness(t, func(cfg *Config) {
