@@ -71,6 +71,9 @@ func (d *MailD) judge(ctx context.Context, m *inspect.Message) *judge {
 
 // message looks at everything, the whole message first: headers, and what lies between parts, are octets too.
 func (j *judge) message() {
+	for _, f := range j.m.Findings {
+		j.add(f)
+	}
 	j.safely("", func() { j.engines(&inspect.Object{Msg: j.m, Type: "message/rfc822", Body: j.m.Body}) })
 	j.safely("", func() {
 		// Parsing asks for no time: it is linear, at some hundred megabytes a second.

@@ -91,7 +91,8 @@ func (d *MailD) Scan(ctx context.Context, m *inspect.Message) inspect.Verdict {
 	j := d.judge(scan, m)
 	v := j.verdict()
 	switch {
-	case v.Action == inspect.Reject && d.cfg.QuarantineRejected && d.cfg.Keeper != nil:
+	case v.Action == inspect.Reject && d.cfg.Keeper != nil && (d.cfg.QuarantineRejected || m.Door == inspect.DoorPOP3):
+		// A reader of mail gets a notice in place of what is refused, and deletes the original by that.
 	case v.Action == inspect.Modify, v.Action == inspect.Discard:
 	default:
 		return v
