@@ -36,7 +36,7 @@ func TestT085(t *testing.T) {
 		if !slices.Equal(hello.versions, []uint16{tls.VersionTLS13, tls.VersionTLS12}) {
 			t.Errorf("offers %x", hello.versions)
 		}
-		if slices.Contains(legacy.versions, tls.VersionSSL30) || slices.Min(legacy.versions) != tls.VersionTLS10 {
+		if slices.Min(legacy.versions) != tls.VersionTLS10 {
 			t.Errorf("as an exception offers %x", legacy.versions)
 		}
 	})
