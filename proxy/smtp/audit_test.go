@@ -79,3 +79,35 @@ func TestResetAndMailAtOnce(t *testing.T) {
 	}
 	h.end()
 }
+
+// TestNestedMail: a second MAIL is refused here, whatever the server would make of the recipients.
+func TestNestedMail(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, nil)
+	h.greet("PIPELINING")
+	h.c.say("MAIL FROM:<a@x.example>", "RCPT TO:<b@y.example>", "MAIL FROM:<c@x.example>", "RCPT TO:<d@y.example>")
+	for _, l := range []string{"MAIL FROM:<a@x.example>", "RCPT TO:<b@y.example>"} {
+		h.s.wantLine(l)
+		h.s.say("250 ok")
+		h.c.want("250 ok")
+	}
+	h.c.want("503 ")
+	h.s.wantLine("RCPT TO:<d@y.example>")
+	h.s.say("250 ok")
+	h.c.want("250 ok")
+	h.c.say("DATA")
+	h.c.want("354 ")
+	h.c.send("Subject: x\r\n\r\nhello\r\n.\r\n")
+	h.take("250 taken")
+	h.c.want("250 taken")
+	if e := h.scanner.Scanned()[0].Message.Envelope; e.From != "a@x.example" || len(e.To) != 2 {
+		t.Errorf("envelope %v", e)
+	}
+	h.c.say("MAIL FROM:<c@x.example>", "RSET", "MAIL FROM:<d@x.example>")
+	for _, l := range []string{"MAIL FROM:<c@x.example>", "RSET", "MAIL FROM:<d@x.example>"} {
+		h.s.wantLine(l)
+		h.s.say("250 ok")
+		h.c.want("250 ok")
+	}
+	h.end()
+}

@@ -93,7 +93,7 @@ func (s *session) data(c smtpwire.Command) error {
 // not want it, which the client has been told.
 func (s *session) askFirst() (ready bool, err error) {
 	var r smtpwire.Reply
-	if err := s.forward("DATA", pending{kind: askReply, own: &r}); err != nil {
+	if err := s.forward("DATA", pending{kind: answerReply, own: &r}); err != nil {
 		return false, err
 	}
 	if err := s.settle(); err != nil {
@@ -106,7 +106,14 @@ func (s *session) askFirst() (ready bool, err error) {
 	case r.Code < 400:
 		s.abandon = true
 		return false, s.lastWord(451, "4.3.0", "The mail server's reply makes no sense, try again later")
-	case s.client.pending() > 0 || readable(s.client.raw): // S-104
+	}
+	// The client gets the reply only now: what it has said before that is content, and what it says after is not (S-104).
+	early := s.client.pending() > 0 || readable(s.client.raw)
+	if err := s.answer(r.Raw); err != nil {
+		return false, err
+	}
+	if early {
+		s.special("early-data", "content before the reply to DATA")
 		return false, errSaid
 	}
 	return false, nil

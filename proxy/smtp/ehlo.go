@@ -39,10 +39,6 @@ func (s *session) inTurn(p *pending, r *smtpwire.Reply) error {
 	case answerReply:
 		*p.own = *r
 		out = nil
-	case askReply:
-		if *p.own = *r; r.Code < 400 {
-			out = nil
-		}
 	case quietReply:
 		if r.Code >= 400 { // our RSET: the server's state cannot be told any more
 			return s.outOfTurn(r)

@@ -42,7 +42,6 @@ const (
 	quietReply   // our own RSET: nobody wants to know, unless it fails
 	noopReply    // our own NOOP
 	answerReply  // our own DATA: into pending.own
-	askReply     // DATA asked first: the same, but the client gets a refusal
 )
 
 // queue is a first-in first-out list without allocation in the steady state.
@@ -60,6 +59,16 @@ func (q *queue) push(p pending) {
 		q.list, q.head = q.list[:n], 0
 	}
 	q.list = append(q.list, p)
+}
+
+// awaits reports whether a reply of that kind is outstanding.
+func (q *queue) awaits(kind replyKind) bool {
+	for i := q.head; i < len(q.list); i++ {
+		if q.list[i].kind == kind {
+			return true
+		}
+	}
+	return false
 }
 
 func (q *queue) first() *pending { return &q.list[q.head] }
@@ -96,18 +105,22 @@ func (s *session) expect(p pending) error {
 func (s *session) answer(reply []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fifo.len() == 0 {
-		s.client.out = append(s.client.out, reply...)
-		if len(s.client.out) < lineBuffer {
-			return nil // more may follow; whoever waits next flushes
+	if s.fifo.len() > 0 {
+		if err := s.room(); err != nil {
+			return err
 		}
-		return s.client.flush()
 	}
-	if err := s.room(); err != nil {
-		return err
+	// Looked at again: while we waited for room, everything may have been answered. A reply of ours at the head of the
+	// queue would wait for ever for a reply of the server to follow.
+	if s.fifo.len() > 0 {
+		s.fifo.push(pending{local: reply})
+		return nil
 	}
-	s.fifo.push(pending{local: reply})
-	return nil
+	s.client.out = append(s.client.out, reply...)
+	if len(s.client.out) < lineBuffer {
+		return nil // more may follow; whoever waits next flushes
+	}
+	return s.client.flush()
 }
 
 // room waits until the queue has a free place. s.mu is held.

@@ -39,12 +39,15 @@ func (s *session) mail(c smtpwire.Command) error {
 	if err != nil {
 		return s.answer(s.reply(501, "5.5.4", "Syntax error in MAIL"))
 	}
-	s.mu.Lock()
-	caps, state, chunks := s.caps, s.state, s.tx != nil && s.tx.body != nil
-	s.mu.Unlock()
-	if chunks {
-		return s.answer(s.reply(503, "5.5.1", "A message is under way"))
+	if under, err := s.underWay(); err != nil {
+		return err
+	} else if under {
+		// RFC 5321 §4.1.4. Some servers take it, and forget the recipients or do not.
+		return s.answer(s.reply(503, "5.5.1", "Nested MAIL command"))
 	}
+	s.mu.Lock()
+	caps, state := s.caps, s.state
+	s.mu.Unlock()
 	if refused := smtpwire.CheckParams(path.Params, caps.Capabilities, nil); refused != nil {
 		return s.answer(s.reply(refused.Code, refused.Enhanced, refused.Text))
 	}
@@ -59,6 +62,23 @@ func (s *session) mail(c smtpwire.Command) error {
 		p.binary = strings.EqualFold(body.Value, "BINARYMIME")
 	}
 	return s.forward(c.Raw, p)
+}
+
+// underWay reports whether there is a transaction. It waits for replies only where they decide that.
+func (s *session) underWay() (bool, error) {
+	s.mu.Lock()
+	wait := s.tx != nil && s.fifo.len() > 0 || s.fifo.awaits(mailReply)
+	under := s.tx != nil
+	s.mu.Unlock()
+	if !wait {
+		return under, nil
+	}
+	if err := s.settle(); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tx != nil, nil
 }
 
 // tlsRequired ends a session that is about to send in clear what must not be (S-073).
