@@ -39,7 +39,10 @@ func (a *attempt) run(ctx context.Context) (*Session, error) {
 		return nil, &Error{EventBadHello, "the client is gone", err}
 	}
 	down := tls.Server(a.client, &tls.Config{GetConfigForClient: a.hello, SessionTicketsDisabled: true, MinVersion: tls.VersionTLS10})
+	plain := &plainAlert{}
+	a.client.plain = plain
 	err := down.HandshakeContext(ctx)
+	a.client.plain = nil
 	switch {
 	case a.tunnel != "":
 		return a.letThrough()
@@ -53,7 +56,7 @@ func (a *attempt) run(ctx context.Context) (*Session, error) {
 		return nil, helloError(err)
 	}
 	a.u.stats.refused.Add(1)
-	e := clientError(err)
+	e := clientError(plain.explain(err))
 	if e.Event == EventUnknownCA {
 		a.u.distrusted(a.r, a.sni)
 	}

@@ -52,6 +52,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // Alerts of RFC 8446 §6.2 that we send or tell apart.
 const (
 	alertUnexpected         = 10
+	alertBadRecordMAC       = 20
 	alertHandshakeFailure   = 40
 	alertBadCertificate     = 42
 	alertRevoked            = 44

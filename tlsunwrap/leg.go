@@ -15,11 +15,12 @@ var errHelloTooLong = errors.New("the client's hello is too long")
 // leg is a raw connection under TLS.
 type leg struct {
 	net.Conn
-	early  []byte // read before; comes first
-	record bool   // keep what is read
-	seen   []byte // what was kept
-	mute   bool   // throw away what is written: the alert has been sent, or the connection is let through
-	ended  bool   // the peer closed the connection, with or without saying so in TLS
+	early  []byte      // read before; comes first
+	record bool        // keep what is read
+	seen   []byte      // what was kept
+	mute   bool        // throw away what is written: the alert has been sent, or the connection is let through
+	plain  *plainAlert // while the handshake with a client is not complete
+	ended  bool        // the peer closed the connection, with or without saying so in TLS
 }
 
 // Read implements net.Conn.
@@ -29,6 +30,9 @@ func (l *leg) Read(p []byte) (n int, err error) {
 		l.early = l.early[n:]
 	} else if n, err = l.Conn.Read(p); n == 0 && errors.Is(err, io.EOF) {
 		l.ended = true
+	}
+	if l.plain != nil {
+		l.plain.see(p[:n])
 	}
 	if l.record && n > 0 {
 		if len(l.seen)+n > maxHello {

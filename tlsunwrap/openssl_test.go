@@ -236,6 +236,26 @@ func TestOpensslClient(t *testing.T) {
 			}
 		})
 	}
+	for _, v := range []string{"-tls1_2", "-tls1_3"} { // with TLS 1.3 openssl sends its alert unencrypted
+		t.Run("T-070 openssl does not trust our authority "+v, func(t *testing.T) {
+			b := newBench(t, Settings{})
+			g := b.listen(serveTLS(t, serverConfig(b.root.Leaf(t, []string{mx}))))
+			for range 3 {
+				c := opensslClient(t, b, g.addr, v, "-servername", mx, "-CAfile", rootFile(t, b))
+				if err := c.wait(); err == nil {
+					t.Fatalf("openssl is content: %s", c.out)
+				}
+				if e := g.lastErr(t); e == nil || e.Event != EventUnknownCA {
+					t.Fatalf("got %v", e)
+				} else if code, ok := remoteAlert(e.Err); !ok || code != alertUnknownCA {
+					t.Fatalf("the alert is not told: %v", e)
+				}
+			}
+			if e := b.recorded("bypass-suggested"); len(e) != 1 {
+				t.Errorf("events %v", e)
+			}
+		})
+	}
 	t.Run("T-053 openssl renegotiates", func(t *testing.T) {
 		c := opensslClient(t, b, good.addr, "-tls1_2", "-servername", mx)
 		c.out.await(t, "Verify return code: 0 (ok)")
