@@ -75,7 +75,7 @@ func openAuthority(dir string) (*certs.Authority, error) {
 
 type divertCmd struct {
 	Show divertShowCmd `cmd:"" help:"The rules that the settings mean, as text for nft -f."`
-	Off  divertOffCmd  `cmd:"" help:"Remove every rule, with the gateway or without it."`
+	Off  divertOffCmd  `cmd:"" help:"Divert nothing: a running gateway until its next reload or start; what one that is gone left behind is removed."`
 }
 
 type divertShowCmd struct{}
