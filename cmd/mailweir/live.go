@@ -212,7 +212,7 @@ func oneLine(e inspect.Event) string {
 	}
 	add("", e.Action)
 	add("reason=", e.Reason)
-	if e.Event == "message" {
+	if e.Event == "message" || e.Event == "unscanned" { // the null sender is one too
 		b.WriteString(" from=<" + plain(e.From) + ">")
 	}
 	for _, to := range e.To {

@@ -175,3 +175,20 @@ func TestPlain(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// The sender stands in the events that are about a message, the null sender as well, and in no others.
+func TestOneLine(t *testing.T) {
+	for _, c := range []struct {
+		e    inspect.Event
+		want string
+	}{
+		{inspect.Event{Event: "message", Action: "Pass", Reason: "clean", From: "a@x", To: []string{"b@y"}}, "message Pass reason=clean from=<a@x> to=<b@y>"},
+		{inspect.Event{Event: "unscanned", Action: "Pass", From: "a@x", To: []string{"b@y"}}, "unscanned Pass from=<a@x> to=<b@y>"},
+		{inspect.Event{Event: "unscanned", To: []string{"b@y"}}, "unscanned from=<> to=<b@y>"},
+		{inspect.Event{Event: "connection", Conn: "c1"}, "connection conn=c1"},
+	} {
+		if got := oneLine(c.e); !strings.HasSuffix(got, " "+c.want) {
+			t.Errorf("got %q, want %q behind the time", got, c.want)
+		}
+	}
+}

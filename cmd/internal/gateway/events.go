@@ -99,6 +99,9 @@ func (e *events) countLocked(ev inspect.Event) {
 	if ev.Event == "message" {
 		e.messages[ev.Action]++
 	}
+	if ev.Event == "unscanned" { // comes behind the message's own event, with the same findings
+		return
+	}
 	for _, f := range ev.Findings {
 		name := f.Kind
 		if f.Kind == inspect.Unchecked {

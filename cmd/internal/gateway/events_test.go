@@ -196,13 +196,15 @@ func TestCounters(t *testing.T) {
 	for _, ev := range []inspect.Event{
 		{Event: "message", Action: "Pass"},
 		{Event: "message", Action: "Reject", Findings: []inspect.Finding{{Kind: inspect.Threat, Category: inspect.KnownVirus}, {Kind: inspect.Unchecked, Category: inspect.Limits}}},
+		{Event: "message", Action: "Pass", Findings: []inspect.Finding{{Kind: inspect.Unchecked, Category: inspect.Encrypted}}},
+		{Event: "unscanned", Action: "Pass", Findings: []inspect.Finding{{Kind: inspect.Unchecked, Category: inspect.Encrypted}}}, // of the same message
 		{Event: "connection", Action: "Refused"},
 	} {
 		e.countLocked(ev)
 	}
 	var s control.Stat
 	e.stat(&s)
-	if fmt.Sprint(s.Messages, s.Findings, s.Events) != "map[Pass:1 Reject:1] map[threat:1 unchecked:limits:1] map[connection:1 message:2]" {
+	if fmt.Sprint(s.Messages, s.Findings, s.Events) != "map[Pass:2 Reject:1] map[threat:1 unchecked:encrypted:1 unchecked:limits:1] map[connection:1 message:3 unscanned:1]" {
 		t.Errorf("got %v %v %v", s.Messages, s.Findings, s.Events)
 	}
 }
