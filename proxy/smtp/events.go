@@ -49,7 +49,7 @@ func (s *session) recordMessage(m *message, action, reason string, v *inspect.Ve
 	if v != nil {
 		e.Findings, e.Item = v.Findings, v.Quarantine
 		if v.Err != nil {
-			e.Detail = printable(v.Err.Error(), 500)
+			e.Detail = printable(strings.ReplaceAll(v.Err.Error(), "\n", "; "), 500) // errors.Join puts each on its line
 		}
 	}
 	s.h.events.Record(e)

@@ -296,7 +296,8 @@ func TestFaults(t *testing.T) {
 	t.Run("S-184 passed though not looked into: identical, and an event", func(t *testing.T) {
 		h := newHarness(t, nil)
 		h.scanner.Answer(inspect.Verdict{Action: inspect.Pass, Reason: "unchecked:unavailable",
-			Findings: []inspect.Finding{{Kind: inspect.Unchecked, Category: inspect.Unavailable}}})
+			Findings: []inspect.Finding{{Kind: inspect.Unchecked, Category: inspect.Unavailable}},
+			Err:      errors.Join(errors.New("engine a: gone"), errors.New("engine b: gone"))})
 		h.greet()
 		h.content()
 		h.c.say("x", ".")
@@ -307,6 +308,9 @@ func TestFaults(t *testing.T) {
 		h.end()
 		if !h.events.Has("unscanned") {
 			t.Error("no event unscanned")
+		}
+		if text := h.events.JSON(); !strings.Contains(text, `"detail":"engine a: gone; engine b: gone"`) {
+			t.Errorf("the errors are not told apart:\n%s", text)
 		}
 	})
 	t.Run("S-185 a header on top, everything else as it was", func(t *testing.T) {
