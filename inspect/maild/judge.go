@@ -17,6 +17,9 @@ import (
 // maxFindings bounds what is reported about one message. All are weighed, also those beyond it.
 const maxFindings = 500
 
+// maxOddities bounds how often the same oddity is reported about one message.
+const maxOddities = 20
+
 // judge is one message being looked at.
 type judge struct {
 	d      *MailD
@@ -31,17 +34,19 @@ type judge struct {
 	reason    string
 	errs      []error
 
-	part   *mimetree.Part // the part of tree that is being looked at; nil: the message as a whole
-	bad    []BadPart      // parts with something that is to be repacked
-	view   bool           // something bad was found in another reading of the message
-	inView bool           // another reading is being looked at
-	where  string         // path of what is being unpacked, for the budget's oddities
-	seen   map[object]*inspected
-	log    []inspect.Finding // everything found so far, for seen
-	late   bool              // the deadline has been noted
-	sums   bool              // some engine uses Object.Sum
-	depth  int               // objects around what is being looked at
-	again  bool              // there are several readings: the same octets come again
+	part     *mimetree.Part // the part of tree that is being looked at; nil: the message as a whole
+	bad      []BadPart      // parts with something that is to be repacked
+	view     bool           // something bad was found in another reading of the message
+	inView   bool           // another reading is being looked at
+	where    string         // path of what is being unpacked, for the budget's oddities
+	seen     map[object]*inspected
+	log      []inspect.Finding // everything found so far, for seen
+	oddities map[string]int    // how often each was found
+	quiet    bool              // what is odd or broken is no news: another model of line ends is being looked at
+	late     bool              // the deadline has been noted
+	sums     bool              // some engine uses Object.Sum
+	depth    int               // objects around what is being looked at
+	again    bool              // there are several readings: the same octets come again
 }
 
 // object is all that decides what is found in and below an object: what programs take it for depends on its name and
@@ -78,12 +83,15 @@ func (j *judge) message() {
 	j.safely("", func() {
 		// Parsing asks for no time: it is linear, at some hundred megabytes a second.
 		j.tree = j.d.pools.mime.Parse(j.m.Body, j.m.Body.Size(), mimetree.Limits{})
+		views := j.d.pools.mime.Views(j.m.Body, j.m.Body.Size())
+		j.again = j.again || len(views) > 0
 		for p := range j.tree.All() {
 			j.again = j.again || len(p.Others) > 0 || len(p.Encodings) > 1
 		}
 		j.walk(j.tree, j.m.Body, "", 0, true)
 		j.part = nil
 		j.file()
+		j.lineEnds(views)
 	})
 	j.part, j.inView = nil, true
 	for i, view := range j.m.Views {
@@ -151,6 +159,9 @@ func (j *judge) unchecked(category, name, path, detail string) {
 
 // add weighs and keeps a finding.
 func (j *judge) add(f inspect.Finding) {
+	if j.quiet && (f.Kind == inspect.Odd || f.Kind == inspect.Unchecked && (f.Category == inspect.Ambiguous || f.Category == inspect.Broken)) {
+		return
+	}
 	if f.Kind == inspect.Threat && !j.d.cfg.HeuristicAnalysis &&
 		(sameWord(f.Category, inspect.UnknownVirus) || sameWord(f.Category, inspect.VirusModification)) {
 		f.Kind = inspect.Odd
@@ -165,6 +176,15 @@ func (j *judge) add(f inspect.Finding) {
 	j.strongest = max(j.strongest, e)
 	if e == doRepack {
 		j.mark(f)
+	}
+	if f.Kind == inspect.Odd || f.Kind == inspect.Unchecked && f.Category == inspect.Ambiguous {
+		// Of what is odd, and how, a few places are enough: there is room for what matters.
+		if j.oddities == nil {
+			j.oddities = map[string]int{}
+		}
+		if j.oddities[f.Name]++; j.oddities[f.Name] > maxOddities {
+			return
+		}
 	}
 	if len(j.findings) < maxFindings && !j.have[f] {
 		if j.have == nil {

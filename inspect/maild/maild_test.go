@@ -299,7 +299,7 @@ func TestEngineGetsObjects(t *testing.T) {
 func TestSameOctetsOnce(t *testing.T) {
 	e := inspecttest.Finds("bad", "Bad.Thing")
 	content := crlf("MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n" +
-		strings.Repeat("--b\nContent-Type: application/zip; name=z.zip\nContent-Transfer-Encoding: base64\n\n"+b64(zipOf(t, "x", "bad"))+"\n", 3) + "--b--\n")
+		strings.Repeat("--b\nContent-Type: application/zip; name=z.zip\nContent-Transfer-Encoding: base64\n\n"+lf64(zipOf(t, "x", "bad"))+"\n", 3) + "--b--\n")
 	d := newMailD(t, Config{Engines: []inspect.Engine{e}})
 	j := d.judge(context.Background(), message(content))
 	if n := len(e.Objects()); n != 3 { // message, archive, member

@@ -141,8 +141,10 @@ func (j *judge) leaf(p *mimetree.Part, body inspect.Body, path string, messages 
 		}
 		d := p.DecodedAs(body, enc).Borrowing(&j.d.pools.mime)
 		st, err := j.store(d)
-		for _, odd := range d.Odd() {
-			j.odd(odd, path)
+		if i < max(len(p.Encodings), 1) { // of one that was only guessed, everything may be odd
+			for _, odd := range d.Odd() {
+				j.odd(odd, path)
+			}
 		}
 		if err != nil {
 			j.failed(path, err)

@@ -1,6 +1,7 @@
 package mimetree
 
 import (
+	"bytes"
 	"io"
 	"slices"
 	"unicode/utf16"
@@ -109,15 +110,45 @@ func alphabet64(in []byte) (n int) {
 }
 
 // Hidden returns further encodings that a part should be read in although it does not declare them: base64, when its
-// body looks like that and nothing else.
+// body looks like that and nothing else; quoted-printable, when it is full of that; uuencode, when a file of that begins.
 func (p *Part) Hidden(body io.ReaderAt) (names []string) {
 	head := make([]byte, min(4<<10, max(p.End-p.BodyStart, 0)))
 	n, _ := body.ReadAt(head, p.BodyStart)
 	head = head[:n]
-	if !p.maybeEncoded() && looks64(head) {
-		names = append(names, "base64")
+	add := func(name string) {
+		if !slices.Contains(p.Encodings, name) {
+			names = append(names, name)
+		}
+	}
+	if looks64(head) {
+		add("base64")
+	}
+	if looksQP(head) {
+		add("quoted-printable")
+	}
+	if begin(head, true) >= 0 {
+		add("uuencode")
 	}
 	return names
+}
+
+// looksQP says whether text has so many escapes, or soft line ends, that some program may undo them undeclared.
+func looksQP(text []byte) bool {
+	escapes, soft := 0, 0
+	for i := 0; i < len(text); {
+		n := bytes.IndexByte(text[i:], '=')
+		if n < 0 {
+			break
+		}
+		i += n + 1
+		switch {
+		case i+1 < len(text) && unhex[text[i]]|unhex[text[i+1]] < 16:
+			escapes++
+		case i < len(text) && (text[i] == '\n' || text[i] == '\r'):
+			soft++
+		}
+	}
+	return escapes >= 4 && (soft > 0 || escapes*40 >= len(text))
 }
 
 // UTF7 says whether the part declares itself to be text in UTF-7.

@@ -11,6 +11,7 @@ import (
 	"net/mail"
 	"net/textproto"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -191,7 +192,7 @@ func generate(rnd *rand.Rand) string {
 		case k == 0 && depth < 6:
 			return "Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + entity(depth+1)
 		case k <= 2 && depth < 6:
-			b := "b" + strings.Repeat("-", rnd.IntN(3)) + string(rune('a'+n%26)) + strings.Repeat("x", n)
+			b := "b" + strings.Repeat("-", rnd.IntN(3)) + string(rune('a'+n%26)) + strings.Repeat("x", n%40) + strconv.Itoa(n)
 			s := "Content-Type: multipart/mixed;\r\n\tboundary=\"" + b + "\"\r\n\r\n"
 			if depth == 0 {
 				s = "MIME-Version: 1.0\r\n" + s

@@ -16,6 +16,7 @@ func (w *walker) header(part *Part) {
 	}
 	h := headerReader{walker: w, part: part}
 	defer h.finish()
+	end := int64(0) // length of the line end of the last line
 	for pos < w.limit {
 		line, next, cut := w.w.line(pos, w.limit)
 		if cut {
@@ -23,7 +24,15 @@ func (w *walker) header(part *Part) {
 		}
 		if len(line) == 0 {
 			part.HeaderEnd, part.BodyStart = pos, next
+			if end > 0 && next-pos != end {
+				part.odd(OddMixedHeaderEnd)
+			}
 			return
+		}
+		if last := end; !cut {
+			if end = next - pos - int64(len(line)); last > 0 && last != end {
+				part.odd(OddMixedHeaderEnd)
+			}
 		}
 		if h.line(pos, next, line) {
 			pos = next
@@ -72,11 +81,12 @@ func (w *walker) prologue(part *Part, pos int64) int64 {
 type headerReader struct {
 	*walker
 	part  *Part
-	open  bool  // value belongs to a field that may be continued
-	field Field // without its value
-	junk  int64 // up to here lines without a colon are known to be followed by a field
-	blank int64 // where the body begins for those who skip junk up to a blank line
-	tried bool  // another reading for junk was asked for
+	open  bool    // value belongs to a field that may be continued
+	field Field   // without its value
+	junk  int64   // up to here lines without a colon are known to be followed by a field
+	blank int64   // where the body begins for those who skip junk up to a blank line
+	tried bool    // another reading for junk was asked for
+	inner []Field // fields that some programs see within the open one
 }
 
 // line takes one line that is not empty. It says whether the header goes on.
@@ -95,6 +105,10 @@ func (h *headerReader) line(pos, next int64, line []byte) bool {
 			}
 		}
 		if h.open { // RFC 5322 §2.2.3: folding
+			if name, value, ok := within(line); ok {
+				h.part.odd(OddFoldedField)
+				h.inner = append(h.inner, Field{Start: pos, End: next, Name: name, Value: value, Doubtful: true})
+			}
 			h.add(line, true)
 			h.field.End = next
 			return true
@@ -108,6 +122,12 @@ func (h *headerReader) line(pos, next int64, line []byte) bool {
 		return true
 	}
 	h.finish()
+	if name := nearly(line); name != "" && h.colonFollows(next) {
+		h.part.odd(OddFieldSyntax)
+		h.field = Field{Start: pos, End: next, Name: name}
+		h.open = true
+		return true
+	}
 	if pos >= h.junk && !h.fieldFollows(next) {
 		if len(h.part.Header) > 0 {
 			h.part.odd(OddNoSeparator)
@@ -178,16 +198,29 @@ func (h *headerReader) split(line []byte) (name string, value []byte, ok bool) {
 	}
 	for _, c := range trimmed {
 		if c <= ' ' || c >= 0x7f { // RFC 5322 §3.6.8
-			return "", nil, false
+			if name = nearly(trimmed); name == "" {
+				return "", nil, false
+			}
+			h.part.odd(OddFieldSyntax)
+			return name, line[colon+1:], true
 		}
 	}
-	if len(trimmed) < len(raw) {
-		h.part.odd(OddSpaceBeforeColon)
+	if bytes.IndexByte(trimmed, '_') >= 0 && nearly(trimmed) != "" {
+		h.part.odd(OddFieldSyntax)
+		trimmed = []byte(nearly(trimmed))
 	}
 	if len(raw) < colon {
 		h.part.odd(OddNulInHeader)
 	}
-	return string(trimmed), line[colon+1:], true
+	if len(trimmed) < len(raw) {
+		h.part.odd(OddSpaceBeforeColon)
+	}
+	value = line[colon+1:]
+	if len(value) > 0 && value[0] == ':' && nearly(trimmed) != "" {
+		h.part.odd(OddFieldSyntax)
+		value = bytes.TrimLeft(value, ":")
+	}
+	return string(trimmed), value, true
 }
 
 // add appends to the value of the open field.
@@ -215,7 +248,14 @@ func (h *headerReader) finish() {
 	h.open = false
 	value := string(h.value)
 	h.value = h.value[:0]
+	if len(value) > 0 && value[0] == ':' && nearly([]byte(h.field.Name)) != "" { // it was folded before its colon
+		value = strings.TrimLeft(value, ": \t")
+	}
 	h.keep(h.field, value)
+	for _, f := range h.inner {
+		h.keep(f, f.Value)
+	}
+	h.inner = h.inner[:0]
 	if strings.IndexByte(value, '\r') < 0 {
 		return
 	}
@@ -247,3 +287,9 @@ func (h *headerReader) keep(f Field, value string) {
 
 // sameName compares ASCII without regard to case.
 func sameName(a, b string) bool { return len(a) == len(b) && strings.EqualFold(a, b) }
+
+// colonFollows says whether the line at pos continues a name that was folded before its colon.
+func (h *headerReader) colonFollows(pos int64) bool {
+	line, _, _ := h.w.line(pos, h.limit)
+	return len(line) > 1 && (line[0] == ' ' || line[0] == '\t') && bytes.HasPrefix(bytes.TrimLeft(line, " \t"), []byte{':'})
+}

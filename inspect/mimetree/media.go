@@ -35,25 +35,44 @@ func (p *parser) classify(part *Part, depth int) {
 	part.Params = joinParams(first)
 	p.encodings(part)
 	p.names(part, types)
-	main := -1
+	p.boundaries(part, types)
 	for i, t := range types {
-		for _, b := range t.boundaries() {
-			if main < 0 && i == 0 {
-				main, part.Boundary = i, b
-				continue
-			}
-			if b != part.Boundary || t.typ != part.Type {
-				if i == 0 {
-					part.odd(OddDuplicateBoundary)
-				}
-				p.wait(reading{part: part, typ: t.typ, boundary: b})
-			}
-		}
 		if i > 0 && t.typ != part.Type && (t.typ == "message/rfc822" || strings.HasPrefix(part.Type, "multipart/") && part.maybeEncoded()) {
 			p.wait(reading{part: part, typ: t.typ})
 		}
 	}
 	p.kind(part, depth)
+	alone := part.Parent == nil || part.Parent.Kind == Message
+	if part.Kind == Leaf && (len(types) == 0 && alone || len(types) > 0 && !wellFormed(types[0].typ)) {
+		if p.guesses++; p.guesses > maxGuesses {
+			part.odd(OddTooManyReadings)
+		} else if b := p.guessParts(part.BodyStart, p.w.size); b != "" {
+			p.wait(reading{part: part, typ: "multipart/mixed", boundary: b, maybe: OddPartsInText})
+		}
+	}
+}
+
+// boundaries sets the delimiter of a multipart, and asks for readings with every other one that its fields may mean.
+func (p *parser) boundaries(part *Part, types []mediaType) {
+	for i, t := range types {
+		list, odd := t.delimiters()
+		if !strings.HasPrefix(t.typ, "multipart/") {
+			for _, b := range list {
+				p.wait(reading{part: part, typ: "multipart/mixed", boundary: b, maybe: OddTypeSyntax})
+			}
+			continue
+		}
+		if odd {
+			part.odd(OddDuplicateBoundary)
+		}
+		for _, b := range list {
+			if i == 0 && part.Boundary == "" {
+				part.Boundary = b
+			} else if b != part.Boundary || t.typ != part.Type {
+				p.wait(reading{part: part, typ: t.typ, boundary: b})
+			}
+		}
+	}
 }
 
 // kind decides by type, boundary and depth.
@@ -64,7 +83,7 @@ func (p *parser) kind(part *Part, depth int) {
 			part.odd(OddNoBoundary)
 			part.Boundary = p.guess(part.BodyStart, p.w.size)
 		}
-		if len(part.Boundary) > maxBoundary {
+		if len(part.Boundary) > allowedBoundary {
 			part.odd(OddBoundaryLong)
 		}
 		if part.Boundary == "" {
@@ -93,10 +112,12 @@ func (p *parser) kind(part *Part, depth int) {
 type mediaType struct {
 	typ    string
 	params []param
+	raw    string // the field's value
 }
 
 // types returns what the Content-Type fields say, doubtful fields last.
 func (p *parser) types(part *Part) (out []mediaType) {
+	fields := 0
 	for _, doubtful := range []bool{false, true} {
 		for i := range part.Header {
 			f := &part.Header[i]
@@ -107,44 +128,12 @@ func (p *parser) types(part *Part) (out []mediaType) {
 				part.odd(OddTooManyReadings)
 				out = slices.Delete(out, maxReadings/2, maxReadings/2+1)
 			}
-			typ, params, ok := parseField(f.Value, p.lim.MaxParams)
-			if !ok {
-				part.odd(OddMalformedType)
-			}
-			if typ == "" {
-				typ = "text/plain" // RFC 2045 §5.2
-			}
-			out = append(out, mediaType{typ, params})
+			fields++
+			out = append(out, p.typeOf(part, f.Value)...)
 		}
 	}
-	if len(out) > 1 {
+	if fields > 1 {
 		part.odd(OddDuplicateType)
-	}
-	return out
-}
-
-// boundaries returns every delimiter that the field may mean.
-func (t mediaType) boundaries() (out []string) {
-	if !strings.HasPrefix(t.typ, "multipart/") {
-		return nil
-	}
-	add := func(s string) {
-		if s = strings.TrimRight(s, " \t"); s != "" && !slices.Contains(out, s) { // RFC 2046 §5.1.1: no space at the end
-			out = append(out, s)
-		}
-	}
-	for _, q := range t.params {
-		if q.name == "boundary" {
-			add(q.value)
-		}
-	}
-	for _, s := range continued(t.params, "boundary") {
-		add(s)
-	}
-	for _, q := range t.params {
-		if q.name == "boundary" {
-			add(q.full)
-		}
 	}
 	return out
 }
@@ -514,7 +503,12 @@ func (p *parser) encodings(part *Part) {
 		if fields++; fields > 1 {
 			part.odd(OddDuplicateEncoding)
 		}
-		v := strings.ToLower(strings.TrimSpace(comments(f.Value)))
+		v := f.Value
+		if strings.Contains(v, "=?") {
+			part.odd(OddBadEncoding)
+			v = words(v)
+		}
+		v = strings.ToLower(strings.TrimSpace(comments(v)))
 		tokens := strings.FieldsFunc(v, func(r rune) bool {
 			return r == ',' || r == ';' || r == ' ' || r == '\t' || r == '"' || r == '\'' || r == '\r'
 		})

@@ -115,6 +115,14 @@ const (
 	OddDuplicateType     = "duplicate-content-type"
 	OddDuplicateEncoding = "duplicate-content-transfer-encoding"
 	OddMalformedType     = "malformed-content-type"
+	OddTypeSyntax        = "content-type-syntax"    // comments, blanks, quotes, control characters in the type
+	OddFieldSyntax       = "header-field-syntax"    // a name that only some programs take for Content-Type and the like
+	OddFoldedField       = "folded-header-field"    // such a field where another one is continued
+	OddMixedHeaderEnd    = "mixed-header-line-ends" // some lines end in CRLF, some in LF
+	OddPartsInText       = "parts-in-text"          // what should be no multipart looks like one
+	OddPartsInPreamble   = "parts-before-first"     // delimiters or an entity before the first delimiter
+	OddEntityAfterEnd    = "entity-after-close"     // a header and a body behind the closing delimiter
+	OddDelimiterIndent   = "delimiter-within-line"  // not at the beginning of the line
 	OddUnknownEncoding   = "unknown-content-transfer-encoding"
 	OddBadEncoding       = "malformed-content-transfer-encoding" // "base64," and the like
 	OddNames             = "conflicting-names"
@@ -151,7 +159,7 @@ func IsLimit(odd string) bool {
 // IsAmbiguous says whether the oddity means that programs may disagree on which parts there are or what they hold.
 func IsAmbiguous(odd string) bool {
 	switch odd {
-	case OddNoEnd, OddMboxFrom, OddEncodedMessage, OddNames, OddUnknownEncoding, OddMalformedType, OddBadQP, OddBadUU:
+	case OddNoEnd, OddMboxFrom, OddEncodedMessage, OddNames, OddUnknownEncoding, OddMalformedType, OddPartsInText, OddBadQP, OddBadUU:
 		return false
 	}
 	return true

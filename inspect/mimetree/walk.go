@@ -8,7 +8,7 @@ import (
 )
 
 // maxBoundary is the longest delimiter that is looked for. RFC 2046 §5.1.1 allows 70.
-const maxBoundary = 998
+const maxBoundary = 16 << 10
 
 // emptyBoundary stands for a boundary that is there and empty: the delimiter is "--" alone.
 const emptyBoundary = "\x00"
@@ -25,6 +25,9 @@ type parser struct {
 	value       []byte
 	waiting     []reading
 	loose       bool // of the reading that is being made
+	within      bool // the same
+	guesses     int  // calls of guessParts
+	indented    bool // a delimiter within a line was met
 }
 
 // maxAllReadings is how many other readings all entities together may have.
@@ -35,11 +38,13 @@ type reading struct {
 	part     *Part
 	typ      string // with boundary: what to take it for
 	boundary string
-	raw      bool  // as if it were not encoded
-	loose    bool  // a delimiter may have anything behind it
-	header   bool  // instead: begin again, with the header ending at end, or beginning at start
-	start    int64 // when header
-	end      int64 // when header and not 0
+	raw      bool   // as if it were not encoded
+	maybe    string // not empty: only if it finds parts or fields, which is this oddity
+	within   bool   // a delimiter may begin within a line
+	loose    bool   // a delimiter may have anything behind it
+	header   bool   // instead: begin again, with the header ending at end, or beginning at start
+	start    int64  // when header
+	end      int64  // when header and not 0
 }
 
 func newParser(body io.ReaderAt, size int64, lim Limits) *parser {
@@ -55,6 +60,9 @@ type frame struct {
 	started  bool   // a delimiter was seen
 	closed   bool   // the closing delimiter was seen
 	children int
+	key      [8]byte // see walker.key
+	keyLen   int
+	strayed  bool // a delimiter was seen within a line
 }
 
 // walker holds the way from the top to where the parser is.
@@ -103,6 +111,7 @@ func (w *walker) run(cur *Part, n int, known bool) {
 // push opens an entity.
 func (w *walker) push(f frame) {
 	f.shadowed = -1
+	f.setKey()
 	if f.boundary != "" {
 		if i, ok := w.byKey[f.boundary]; ok {
 			f.shadowed = i
@@ -146,6 +155,9 @@ func (w *walker) next(pos int64) (*Part, int) {
 			f.part.text(kind, f.text, d.before)
 			if kind == Preamble {
 				w.suggestIn(f.part, f.text, d.before)
+				w.around(f.part, OddPartsInPreamble)
+			} else if f.text < d.before {
+				w.around(f.part, OddEntityAfterEnd)
 			}
 			f.text = -1
 		}
@@ -190,6 +202,9 @@ func (w *walker) closeTo(index int, end int64) {
 				kind = Epilogue
 			}
 			f.part.text(kind, f.text, max(end, f.text))
+			if kind == Epilogue && f.text < end {
+				w.around(f.part, OddEntityAfterEnd)
+			}
 		}
 		switch {
 		case !f.started:
@@ -217,7 +232,23 @@ func (w *walker) suggest(part *Part, not string) {
 // suggestIn asks for another reading of a multipart that has something like a delimiter before its first one (M-010).
 func (w *walker) suggestIn(part *Part, start, end int64) {
 	if b := w.guess(start, end); b != "" && b != part.Boundary {
-		w.wait(reading{part: part, typ: part.Type, boundary: b})
+		odd := ""
+		if w.guessParts(start, end) != "" {
+			odd = OddPartsInPreamble
+		}
+		w.wait(reading{part: part, typ: part.Type, boundary: b, maybe: odd})
+	}
+}
+
+// around looks at text before the first delimiter or behind the last one, in the last child of part: an entity there is
+// shown by some programs.
+func (w *walker) around(part *Part, odd string) {
+	if len(part.Children) == 0 {
+		return
+	}
+	text := part.Children[len(part.Children)-1]
+	if i := entity(w.w.at(text.Start, text.End)); i >= 0 && text.Kind != Leaf {
+		w.wait(reading{part: text, header: true, start: text.Start + int64(i), maybe: odd})
 	}
 }
 
@@ -260,18 +291,23 @@ func (w *walker) delimiter(pos int64) (delimiter, bool) {
 		if len(b) == 0 {
 			break
 		}
-		i := dashes(b, start)
+		i, stray := -1, false
+		if w.within {
+			i = anywhere(b)
+		} else if i, stray = dashesOr(b, start, w.key()); stray {
+			w.stray()
+		}
 		if i < 0 {
 			if pos+int64(len(b)) >= min(w.limit, w.w.size) {
 				break
 			}
-			pos += int64(len(b)) - 3 // CR, LF and a dash may be the last we see
+			pos += int64(len(b)) - 16 // the beginning of a delimiter may be the last we see
 			start = false
 			continue
 		}
 		cr := i > 0 && b[i-1] == '\r'
 		before := int64(i)
-		if i > 0 { // RFC 2046 §5.1.1: the line end before the delimiter belongs to it
+		if i > 0 && (cr || b[i-1] == '\n') { // RFC 2046 §5.1.1: the line end before the delimiter belongs to it
 			before--
 			if before > 0 && b[before] == '\n' && b[before-1] == '\r' {
 				before--
@@ -286,14 +322,18 @@ func (w *walker) delimiter(pos int64) (delimiter, bool) {
 		case ok:
 			d.before = before
 			if i == 0 {
-				d.before = pos
-				if n := w.eolBefore(pos); n > 0 {
-					d.before = pos - n
-				}
+				n := w.eolBefore(pos)
+				d.before = pos - n
+				w.indented = w.indented || w.within && n == 0
 			}
+			w.indented = w.indented || i > 0 && b[i-1] != '\n'
 			return d, true
 		}
+		w.dashed(b[i:])
 		pos += 2
+		if w.within {
+			pos--
+		}
 		start = false
 	}
 	return delimiter{}, false
@@ -326,8 +366,9 @@ func (w *walker) match(pos int64) (d delimiter, ok bool) {
 	if n < 0 {
 		n, d.after = len(b), pos+int64(len(b))
 		if d.after < min(w.limit, w.w.size) { // padding without end
+			b, d.after, _ = w.w.line(pos, w.limit)
 			b = bytes.Clone(b)
-			_, d.after, _ = w.w.line(pos, w.limit)
+			n = len(b)
 		}
 	}
 	line := bytes.TrimRight(b[2:n], " \t\r") // RFC 2046 §5.1.1: transport padding
@@ -442,12 +483,18 @@ func (p *parser) other(r reading) {
 		}
 		p.kind(x, old.depth())
 	}
-	old.Others = append(old.Others, x)
 	x.loose = r.loose
-	x.Path = old.Path + "~" + strconv.Itoa(len(old.Others))
-	p.loose = r.loose
+	x.Path = old.Path + "~" + strconv.Itoa(len(old.Others)+1)
+	p.loose, p.within, p.indented = r.loose, r.within, false
 	p.walk(x, old.End, true)
-	p.loose = false
+	p.loose, p.within = false, false
+	if r.maybe != "" {
+		if !x.makesSense(r.header) || r.within && !p.indented {
+			return
+		}
+		old.odd(r.maybe)
+	}
+	old.Others = append(old.Others, x)
 }
 
 // depth returns the number of entities around p.

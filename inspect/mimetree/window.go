@@ -136,22 +136,32 @@ func trimCR(b []byte) []byte {
 // dashes returns the place of the next "--" in b that follows a line end, -1 if there is none. start says that b
 // begins a line.
 func dashes(b []byte, start bool) int {
+	i, _ := dashesOr(b, start, nil)
+	return i
+}
+
+// dashesOr is dashes, and also says whether "--" and then key stand somewhere before that place, within a line.
+func dashesOr(b []byte, start bool, key []byte) (at int, stray bool) {
 	if start && len(b) > 1 && b[0] == '-' && b[1] == '-' {
-		return 0
+		return 0, false
 	}
 	for i := 1; i < len(b); i++ {
 		// A dash is rarer than a line end, and in base64 there is none: this runs at the speed of memchr.
 		n := bytes.IndexByte(b[i:], '-')
 		if n < 0 {
-			return -1
+			return -1, stray
 		}
 		i += n
 		if (b[i-1] == '\n' || b[i-1] == '\r') && i+1 < len(b) && b[i+1] == '-' {
-			return i
+			return i, stray
 		}
+		first := i
 		for i+1 < len(b) && b[i+1] == '-' {
 			i++ // a ruler
 		}
+		if i > first && len(key) > 0 && bytes.HasPrefix(b[i+1:], key) {
+			stray = true
+		}
 	}
-	return -1
+	return -1, stray
 }
