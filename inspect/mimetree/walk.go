@@ -423,10 +423,10 @@ func (p *parser) wait(r reading) {
 	}
 	n := 0
 	for i := range p.waiting {
-		if p.waiting[i].part == r.part {
-			n++
+		if p.waiting[i].part != r.part {
+			continue
 		}
-		if p.waiting[i] == r {
+		if n++; p.waiting[i] == r {
 			return
 		}
 		if n >= maxReadings {
