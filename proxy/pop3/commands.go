@@ -96,7 +96,7 @@ func (s *session) nextCommand() error {
 	first, err := s.client.br.Peek(1)
 	if err == nil {
 		if c := first[0]; c < ' ' && c != '\r' && c != '\n' && c != '\t' || c >= 0x7f {
-			s.special("not-pop3", "binary octets from the client")
+			s.special("not-pop", "binary octets from the client")
 			return s.lastWord("-ERR not a command, closing connection")
 		}
 	}
@@ -159,7 +159,7 @@ func (s *session) command(line string, size int) error {
 // unknown refuses a command that is not passed on.
 func (s *session) unknown(verb string) error {
 	if v, _ := smtpwire.Lookup(verb); v.Has(smtpwire.Foreign) || verb == "EHLO" || verb == "HELO" {
-		s.special("not-pop3", "the client says "+printable(verb, 20))
+		s.special("not-pop", "the client says "+printable(verb, 20))
 		return s.lastWord("-ERR not a command, closing connection")
 	}
 	if s.badVerbs++; s.badVerbs >= s.h.set.MaxBadVerbs {

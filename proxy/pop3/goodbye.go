@@ -50,7 +50,7 @@ func reasonOf(err error) string {
 		word string
 	}{
 		{errQuit, "quit"}, {errTunnelled, "not-inspected"}, {errSaid, "refused"}, {errDraining, "drain"}, {errIdle, "idle"},
-		{errServerSlow, "server-slow"}, {errCut, "cut"}, {errUnsolicited, "unsolicited-reply"}, {errNotPOP3, "not-pop3"},
+		{errServerSlow, "server-slow"}, {errCut, "cut"}, {errUnsolicited, "unsolicited-reply"}, {errNotPOP3, "not-pop"},
 		{errMalformed, "malformed-reply"}, {errInjection, "starttls-injection"}, {errTLS, "tls"}, {errClientGone, "client-lost"},
 		{errClosed, "server-closed"}, {io.EOF, "client-closed"}, {io.ErrUnexpectedEOF, "client-closed"},
 	} {
@@ -64,7 +64,7 @@ func reasonOf(err error) string {
 // notPOP3 ends a connection to a server of another protocol, or passes it through if the administrator says so.
 func (s *session) notPOP3() {
 	first := s.server.unread()
-	s.special("not-pop3", "the server says "+printable(string(first[:min(len(first), 80)]), 80))
+	s.special("not-pop", "the server says "+printable(string(first[:min(len(first), 80)]), 80))
 	if !s.h.tunnel.Has(s.c.Server) {
 		return
 	}
