@@ -233,7 +233,8 @@ const (
 const HeadSize = 512
 
 // Detect tells the format from the first HeadSize octets. The name is only asked where the content leaves it open:
-// an old tar file has no magic but a checksum, which is verified.
+// an old tar file has no magic but a checksum, which is verified. It also knows formats that Walk cannot open and then
+// returns ErrUnsupported for.
 func Detect(head []byte, name string) (format string, ok bool) {
 	switch {
 	case hasAny(head, "PK\x03\x04", "PK\x05\x06", "PK\x07\x08PK", "PK00PK\x03\x04"):
@@ -245,7 +246,7 @@ func Detect(head []byte, name string) (format string, ok bool) {
 	case len(head) >= 512 && tarHeader(head[:512]):
 		return Tar, true
 	}
-	return "", false
+	return detectClosed(head)
 }
 
 // Formats is Detect with the whole object at hand: it also finds a zip whose beginning is something else, such as a
@@ -286,6 +287,9 @@ func hasAny(b []byte, prefixes ...string) bool {
 // all the same.
 func Walk(format string, body io.ReaderAt, size int64, b *Budget, visit func(Member) error) error {
 	walk := map[string]func(*walker) error{Zip: (*walker).zip, Tar: (*walker).tar, Gzip: (*walker).gzip, Bzip2: (*walker).bzip2}[format]
+	if walk == nil && isClosed(format) {
+		return fmt.Errorf("%w: %s archives are not opened", ErrUnsupported, format)
+	}
 	if walk == nil {
 		return fmt.Errorf("walk %q: %w", format, errFormat)
 	}
