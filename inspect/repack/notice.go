@@ -157,23 +157,34 @@ func (r *Repacker) notice(root *mimetree.Part, id, quarantineID string) Notice {
 // threats turns findings into what a template shows.
 func threats(bad []BadPart) (out []Threat, reason string) {
 	reason = "harmful content"
+	seen := map[Threat]bool{}
 	for _, b := range bad {
 		for _, f := range b.Findings {
 			if f.Kind != inspect.Threat && f.Kind != inspect.Unchecked {
 				continue
 			}
-			object := f.Path
-			if b.Part != nil && b.Part.Name != "" {
-				object = b.Part.Name
-			}
-			t := Threat{Name: oneLine(f.Name), Category: oneLine(f.Category), Object: oneLine(object)}
+			t := Threat{Name: oneLine(f.Name), Category: oneLine(f.Category), Object: oneLine(objectName(b.Part, f.Path))}
 			if t.Name == "" {
 				t.Name = oneLine(f.Detail)
 			}
-			if len(out) < 100 {
+			if len(out) < 100 && !seen[t] { // several engines find the same
+				seen[t] = true
 				out = append(out, t)
 			}
 		}
 	}
 	return out, reason
+}
+
+// objectName is what a reader of the message knows an object by: its name and the names around it, without the number of
+// the part, if there is a name.
+func objectName(part *mimetree.Part, path string) string {
+	number, name, _ := strings.Cut(path, "/")
+	switch {
+	case name != "" && strings.Trim(number, "0123456789.") == "":
+		return name
+	case part != nil && part.Name != "" && name == "":
+		return part.Name
+	}
+	return path
 }
