@@ -73,7 +73,7 @@ func singleReading(t *testing.T, out string) (archive []byte, text string) {
 
 func TestRepackedHostile(t *testing.T) {
 	for name, hostile := range hostileMails(t) {
-		t.Run("M-100 "+name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			d, _ := whole(t, "Plain(secret)", nil)
 			m := message(hostile)
 			v := d.Scan(context.Background(), m)
@@ -185,7 +185,7 @@ func TestRepackedInOtherPrograms(t *testing.T) {
 		t.Skip("python3 is not installed")
 	}
 	for name, hostile := range hostileMails(t) {
-		t.Run("M-108 in Python email and Go net/mail: "+name, func(t *testing.T) {
+		t.Run("in Python email and Go net/mail: "+name, func(t *testing.T) {
 			d, _ := whole(t, "None", nil)
 			m := message(hostile)
 			v := d.Scan(context.Background(), m)
