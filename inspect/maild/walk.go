@@ -69,6 +69,9 @@ func (j *judge) visit(p *mimetree.Part, body inspect.Body, prefix, path string, 
 	case mimetree.Leaf:
 		j.leaf(p, body, path, messages)
 	case mimetree.Multipart, mimetree.Message:
+		if p.Type == "multipart/encrypted" { // RFC 1847 §2.2
+			j.unchecked(inspect.Encrypted, "encrypted", path, "multipart/encrypted: needs the recipient's key")
+		}
 		plain := true
 		for _, enc := range p.Encodings {
 			if encoded(enc) {
@@ -210,6 +213,7 @@ func (j *judge) object(path, name, mediaType string, st *stored, messages int) {
 		j.depth++
 		defer func() { j.depth-- }()
 		j.inside(path, name, formats, mail, st, messages)
+		j.sealed(path, name, mediaType, st, messages)
 		var buf [8]byte
 		if mimetree.IsText(head(st.body, buf[:])) {
 			j.text(path, st, false)
