@@ -334,6 +334,7 @@ func TestPolicy(t *testing.T) {
 		{"limits", inspect.Finding{Kind: inspect.Unchecked, Category: inspect.Limits}, nil, pass, "unchecked:limits"},
 		{"limits, blocked", inspect.Finding{Kind: inspect.Unchecked, Category: inspect.Limits}, func(s *Settings) { s.BlockUnchecked = true }, reject, "unchecked:limits"},
 		{"timeout, whatever BlockUnchecked", inspect.Finding{Kind: inspect.Unchecked, Category: inspect.Timeout}, func(s *Settings) { s.BlockUnchecked = true }, tempFail, "unchecked:timeout"},
+		{"a bound of the parser", inspect.Finding{Kind: inspect.Unchecked, Category: inspect.Limits, Name: "too-deep"}, nil, reject, "unchecked:limits"},
 		{"odd", inspect.Finding{Kind: inspect.Odd}, nil, pass, ""},
 		{"link", inspect.Finding{Kind: inspect.Link}, nil, pass, ""},
 	} {

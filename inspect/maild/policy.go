@@ -2,9 +2,11 @@ package maild
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"mailweir/inspect"
+	"mailweir/inspect/mimetree"
 )
 
 // effect is what a finding asks for. They are in order of strength: the strongest that any finding asks for is done.
@@ -36,6 +38,7 @@ func effectOf(word string) (effect, error) {
 type row struct {
 	kind       string
 	categories []string // none: all
+	names      []string // none: all
 	effect     effect
 	reason     string // "…:category" is made of a reason that ends in a colon
 }
@@ -77,21 +80,25 @@ func newPolicy(s Settings) (policy, error) {
 		}
 	}
 	p := policy{
-		{inspect.Spam, nil, e[1], "spam"},
-		{inspect.Unchecked, []string{inspect.Unavailable, inspect.Timeout}, e[2], "unchecked:"},
-		{inspect.Unchecked, nil, unchecked, "unchecked:"},
+		{inspect.Spam, nil, nil, e[1], "spam"},
+		{inspect.Unchecked, []string{inspect.Unavailable, inspect.Timeout}, nil, e[2], "unchecked:"},
+		// The bounds of the MIME parser are far beyond honest mail and nobody can set them. If what lies behind them
+		// passed whenever BlockUnchecked is off, they would be the way past all engines.
+		{inspect.Unchecked, nil, []string{mimetree.OddTooDeep, mimetree.OddTooManyParts, mimetree.OddTooManyFields,
+			mimetree.OddHeaderTooLong}, reject, "unchecked:"},
+		{inspect.Unchecked, nil, nil, unchecked, "unchecked:"},
 	}
 	if len(blocked) > 0 {
-		p = append(p, row{inspect.Threat, blocked, e[0], "threat"})
+		p = append(p, row{inspect.Threat, blocked, nil, e[0], "threat"})
 	}
-	return append(p, row{inspect.Threat, nil, pass, "threat"}), nil
+	return append(p, row{inspect.Threat, nil, nil, pass, "threat"}), nil
 }
 
 // weigh returns what f asks for and the word for it. A finding that asks for nothing but must not be overlooked, such
 // as something unchecked, has a reason too.
 func (p policy) weigh(f *inspect.Finding) (effect, string) {
 	for _, r := range p {
-		if r.kind != f.Kind || !r.has(f.Category) {
+		if r.kind != f.Kind || !r.has(f.Category) || len(r.names) > 0 && !slices.Contains(r.names, f.Name) {
 			continue
 		}
 		if strings.HasSuffix(r.reason, ":") {

@@ -121,7 +121,7 @@ func TestRepackedHostile(t *testing.T) {
 	}
 }
 
-func TestM101RepackedTwiceAlike(t *testing.T) {
+func TestRepackedTwiceAlike(t *testing.T) {
 	for name, hostile := range hostileMails(t) {
 		t.Run(name, func(t *testing.T) {
 			var outs [2]string
