@@ -41,6 +41,7 @@ type judge struct {
 	where    string         // path of what is being unpacked, for the budget's oddities
 	seen     map[object]*inspected
 	log      []inspect.Finding // everything found so far, for seen
+	endless  bool              // a uuencoded file had no end in its part
 	oddities map[string]int    // how often each was found
 	quiet    bool              // what is odd or broken is no news: another model of line ends is being looked at
 	late     bool              // the deadline has been noted
@@ -91,6 +92,7 @@ func (j *judge) message() {
 		j.walk(j.tree, j.m.Body, "", 0, true)
 		j.part = nil
 		j.file()
+		j.beyond()
 		j.lineEnds(views)
 	})
 	j.part, j.inView = nil, true

@@ -65,3 +65,13 @@ func realParts(p *mimetree.Part) (out []*mimetree.Part) {
 	}
 	return out
 }
+
+// beyond looks at uuencoded files that have no end in their part: a program that looks for such files in the message as
+// it is, and knows of no parts, reads on behind the delimiter (M-047).
+func (j *judge) beyond() {
+	if j.endless && !j.done() {
+		j.inView = true
+		j.uuencoded(j.m.Body, 0, j.m.Body.Size(), "~uuencode", 0, true)
+		j.inView = false
+	}
+}

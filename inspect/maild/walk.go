@@ -325,6 +325,7 @@ func (j *judge) uuencoded(body inspect.Body, start, end int64, path string, mess
 		}
 		j.object(path+"/"+cleanName(u.Name), u.Name, "", st, messages)
 		st.close()
+		j.endless = j.endless || !u.Ended
 		if j.done() || !j.onTime(path) {
 			return
 		}

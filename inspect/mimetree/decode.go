@@ -238,7 +238,7 @@ func (d *Decoder) base64(in []byte, eof bool) int {
 	out := d.out[:cap(d.out)] // never longer than in
 	n, i := 0, 0
 	for i < len(in) {
-		if d.count == 0 {
+		if d.count == 0 && !d.padded {
 			for i+8 <= len(in) && n+8 <= len(out) {
 				s := in[i : i+8 : i+8]
 				v := t[0][s[0]] | t[1][s[1]] | t[2][s[2]] | t[3][s[3]]

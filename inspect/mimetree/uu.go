@@ -9,6 +9,7 @@ import (
 type UU struct {
 	Name       string
 	Start, End int64 // in the message, with both lines
+	Ended      bool  // its last line was seen
 	base64     bool
 }
 
@@ -90,6 +91,7 @@ func (w *window) uu(pos, end int64) (u UU, next int64, ok bool) {
 		}
 		next = after
 		if !b64 && string(line) == "end" || b64 && string(line) == "====" {
+			u.Ended = true
 			break
 		}
 	}
