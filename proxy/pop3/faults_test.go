@@ -357,7 +357,9 @@ func TestP023SlowClient(t *testing.T) {
 		h.s.br.Reset(pump(server))
 		quit := false
 		var longest time.Duration
+		over := make(chan struct{})
 		go func() {
+			defer close(over)
 			defer server.Close()
 			io.WriteString(server, "+OK\r\n")
 			last := time.Now()
@@ -388,18 +390,22 @@ func TestP023SlowClient(t *testing.T) {
 		h.c.want("+OK")
 		buf := make([]byte, len(big)/12+1)
 		var got int
-		for got < len(big)+3-h.c.br.Buffered() {
+		for got < len(big)+3 {
 			n, err := io.ReadFull(h.c.br, buf[:min(len(buf), len(big)+3-got)])
 			if got += n; err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Minute)
 		}
-		t.Log(h.events.JSON(), got, len(big))
+		synctest.Wait()
+		if h.events.Has("connection") {
+			t.Fatalf("the session has ended: %s %d %d", h.events.JSON(), got, len(big))
+		}
 		h.c.say("QUIT")
 		h.c.want("+OK")
 		h.c.rest()
 		h.ended()
+		<-over
 		if !quit || longest > 9*time.Minute {
 			t.Errorf("QUIT %t, longest silence %v", quit, longest)
 		}

@@ -198,6 +198,7 @@ func (s *session) send(status string, body inspect.Body, missing []int64, ours b
 	if gone(s.client.raw) {
 		return errClientGone
 	}
+	r.stuck = true // from here on it is the message that the client gets
 	if !r.saidOK {
 		if ours && r.verb == "RETR" {
 			status = "+OK " + strconv.FormatInt(body.Size(), 10) + " octets"
