@@ -295,7 +295,7 @@ func TestP080P081P082G04Trickle(t *testing.T) {
 	}
 }
 
-// TestP085 no -ERR behind +OK: the connection ends without the end of the message. P-083, P-084: the verdict is there
+// TestP085 no -ERR behind +OK: the connection ends without the end of the message. Slow client: the verdict is there
 // for the next session.
 func TestP085NoErrorBehindOK(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
