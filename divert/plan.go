@@ -84,7 +84,7 @@ type (
 	iifname  struct{ name string }
 	oifname  struct{ name string }
 	isTCP    struct{}
-	isICMP   struct{ v int } // an error message about one of our connections, among others
+	isICMP   struct{ v int }         // an error message about one of our connections, among others
 	ports    struct{ list []uint16 } // destination
 	fromPort struct{ list []uint16 }
 	syn      struct{} // opens a connection: SYN without ACK

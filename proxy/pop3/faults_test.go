@@ -24,10 +24,9 @@ func cutServer(t *testing.T, readBy string, cut int) (got string) {
 	h := newHarness(t, func(c *Config) { c.ReadBy = readBy })
 	defer h.ended()
 	reply := "+OK 60 octets\r\n" + mail + ".\r\n"
-	all := "+OK ready\r\n+OK\r\n+OK\r\n" + reply
 	commands := 3
 	if readBy == "Top" {
-		all, commands = all+reply, 4
+		commands = 4
 	}
 	go func() {
 		defer h.s.Close()

@@ -330,22 +330,6 @@ func (p *side) wantLine(line string) {
 	}
 }
 
-// block reads up to the end of a message and returns the wire octets before it.
-func (p *side) block() string {
-	p.t.Helper()
-	var b strings.Builder
-	b.WriteString("\r\n")
-	for !strings.HasSuffix(b.String(), "\r\n.\r\n") {
-		p.SetReadDeadline(time.Now().Add(patience))
-		l, err := p.br.ReadString('\n')
-		if err != nil {
-			p.t.Fatalf("%s: block: %v after %q", p.name, err, b.String())
-		}
-		b.WriteString(l)
-	}
-	return strings.TrimSuffix(b.String()[2:], ".\r\n")
-}
-
 // rest reads to the end of the connection and returns what came.
 func (p *side) rest() string {
 	p.t.Helper()

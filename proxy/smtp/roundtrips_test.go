@@ -138,7 +138,7 @@ func TestFullWindow(t *testing.T) {
 		for range 30 {
 			h := newPipeHarness(t, nil)
 			h.greet()
-			go h.c.send(strings.Repeat("NOOP\r\n", maxOutstanding) + "TURN\r\nTURN\r\nNOOP\r\n")
+			go io.WriteString(h.c.Conn, strings.Repeat("NOOP\r\n", maxOutstanding)+"TURN\r\nTURN\r\nNOOP\r\n")
 			for range maxOutstanding {
 				h.s.wantLine("NOOP")
 			}
