@@ -245,7 +245,7 @@ func TestT042(t *testing.T) {
 		{"T-042 TLS 1.0 with RSA key exchange", Settings{TlsLegacy: []string{"client:192.0.2.44"}}, func(c *tls.Config) {
 			c.MinVersion, c.MaxVersion, c.CipherSuites = tls.VersionTLS10, tls.VersionTLS10, []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}
 		}, true},
-		{"T-042 no P-256", Settings{}, func(c *tls.Config) {
+		{"T-042 no secp256r1", Settings{}, func(c *tls.Config) {
 			c.MaxVersion, c.CurvePreferences = tls.VersionTLS12, []tls.CurveID{tls.X25519}
 		}, true},
 	} {

@@ -217,14 +217,14 @@ func BadChains(mx string) []BadChain {
 		{"T-024 RSA 1024 in the authority", func(t testing.TB, b *Trust) tls.Certificate {
 			return b.Root().IntermediateKey(t, "weak", RSAKey(t, 1024)).Leaf(t, []string{mx})
 		}, ClassIssuer, "1024 bits", false, 0},
-		{"T-024 ECDSA P-224 in the authority", func(t testing.TB, b *Trust) tls.Certificate {
+		{"T-024 ECDSA over secp224r1 in the authority", func(t testing.TB, b *Trust) tls.Certificate {
 			k, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return b.Root().IntermediateKey(t, "weak", k).Leaf(t, []string{mx})
 		}, ClassIssuer, "224 bits", false, 0},
-		{"T-024 ECDSA P-192", m.resigned(SHA256, func(x *TBS) { x.PublicKey = P192() }), "", "cannot be used", true, 0},
+		{"T-024 ECDSA over secp192r1", m.resigned(SHA256, func(x *TBS) { x.PublicKey = P192() }), "", "cannot be used", true, 0},
 		{"T-024 DSA", m.resigned(SHA256, func(x *TBS) { x.PublicKey = DSA() }), "", "cannot be used", true, 0},
 		{"T-025 leaf signed with MD5", m.resigned(MD5, nil), ClassIssuer, "MD5", false, 0},
 		{"T-025 T-084 leaf signed with SHA-1", m.resigned(SHA1, nil), ClassIssuer, "SHA1", false, 0},
