@@ -76,9 +76,9 @@ func TestX002G11P035CutServer(t *testing.T) {
 	}
 }
 
-// TestX002P037CutClient: the client ends at each octet of what it says and wherever in what it reads; the server never
+// TestCutClient: the client ends at each octet of what it says and wherever in what it reads; the server never
 // sees a QUIT, without which nothing is deleted.
-func TestX002P037CutClient(t *testing.T) {
+func TestCutClient(t *testing.T) {
 	for _, how := range []string{"close", "reset"} {
 		t.Run(how, func(t *testing.T) {
 			for _, read := range []int{0, 5, 30, 60, 80} {
@@ -144,8 +144,8 @@ func TestX007G01OneOctetAWrite(t *testing.T) {
 	h.ended()
 }
 
-// TestP018ManyRetrievals: UIDL, LIST and 50 RETRs in one segment.
-func TestP018ManyRetrievals(t *testing.T) {
+// TestManyRetrievals: UIDL, LIST and 50 RETRs in one segment.
+func TestManyRetrievals(t *testing.T) {
 	h := newHarness(t, nil)
 	var want bytes.Buffer
 	var ask strings.Builder
@@ -311,8 +311,8 @@ func TestP085NoErrorBehindOK(t *testing.T) {
 	})
 }
 
-// TestP083P084VerdictIsKept: the client gives up; the judgement goes on, and the next session has it at once.
-func TestP083P084VerdictIsKept(t *testing.T) {
+// TestVerdictIsKept: the client gives up; the judgement goes on, and the next session has it at once.
+func TestVerdictIsKept(t *testing.T) {
 	for _, v := range []inspect.Verdict{{Action: inspect.Pass}, notPassed} {
 		t.Run(v.Action.String(), func(t *testing.T) {
 			gate := inspecttest.NewGate(inspecttest.Always(v))
@@ -423,8 +423,8 @@ func TestP075DuplicateUidls(t *testing.T) {
 	h.ended()
 }
 
-// TestX003P040SpoolFull: no room to keep a message: it does not pass, and the session goes on.
-func TestX003P040SpoolFull(t *testing.T) {
+// TestSpoolFull: no room to keep a message: it does not pass, and the session goes on.
+func TestSpoolFull(t *testing.T) {
 	h := newHarness(t, func(cfg *Config) { cfg.Spool = testSpool(t, spool.Settings{SpoolQuota: 20}) })
 	go serveBox(h.s.Conn, func(n int) string { return []string{"", mail, "short\r\n"}[n] })
 	h.c.say("USER a", "PASS b", "RETR 1", "RETR 2", "QUIT")
